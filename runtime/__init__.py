@@ -1,0 +1,1 @@
+"""Run an artifact: numpy with ONNX Runtime or TensorRT. Never imports torch."""

@@ -1,0 +1,26 @@
+"""Fixtures that several parts of the tests need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference data beside the checkout: golden numbers, image pairs, typings."""
+    if not SHARED.is_dir():
+        pytest.skip("reference data (../shared) is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """The folder of golden numbers; its scripts are importable while the tests run."""
+    folder = shared / "golden"
+    sys.path.insert(0, str(folder))
+    return folder
