@@ -24,9 +24,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=".partial-", suffix="".join(target.suffixes[-2:]), dir=target.parent
-        )
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(target.suffixes[-2:]), dir=target.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror}",

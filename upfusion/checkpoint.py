@@ -198,9 +198,7 @@ def save_checkpoint(
         text: the feature that the network was trained or will be exported with.
         provenance: JSON-ready facts: where the weights come from.
     """
-    tensors = {
-        name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()
-    }
+    tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
     record: dict[str, object] = {
         "version": __version__,
         "config": model.config.to_dict(),
@@ -267,9 +265,7 @@ def _load_authors(path: Path) -> Checkpoint:
             "download it again; it must be the authors' .pth or a .safetensors written by upfusion",
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get(AUTHORS_KEY), dict):
-        found = (
-            ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        )
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
             f"{path} holds no {AUTHORS_KEY!r} dictionary (found: {found})",
             "use the file that the authors' training script saves",
@@ -278,9 +274,7 @@ def _load_authors(path: Path) -> Checkpoint:
     unused = sorted(name for name in state if UNUSED.match(name))
     if unused:
         groups = ", ".join(sorted({name.split(".")[0] for name in unused}))
-        log.info(
-            "%s: %d tensors are never used by the network and were left out: %s", path, len(unused), groups
-        )
+        log.info("%s: %d tensors are never used by the network and were left out: %s", path, len(unused), groups)
     used = {name: value for name, value in state.items() if name not in set(unused)}
     return Checkpoint(
         model=_filled(_config_of(used, path), used, path, names=authors_key),
@@ -345,9 +339,7 @@ def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path, *, n
         elif not torch.isfinite(tensors[key]).all():
             problems.append(f"not finite: {key}")
     if problems:
-        shown = "\n  ".join(sorted(problems)[:20]) + (
-            f"\n  and {len(problems) - 20} more" * (len(problems) > 20)
-        )
+        shown = "\n  ".join(sorted(problems)[:20]) + (f"\n  and {len(problems) - 20} more" * (len(problems) > 20))
         raise CheckpointError(
             f"{path}: {len(problems)} tensors do not fit a UP-Fusion network (dim {config.dim}):\n  {shown}",
             "use a complete checkpoint of one training run",

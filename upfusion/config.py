@@ -39,9 +39,7 @@ class ModelConfig:
             object.__setattr__(self, name, value)
         for level, heads in enumerate(self.heads):
             if (self.dim << level) % heads:
-                raise ValueError(
-                    f"{heads} heads do not divide the {self.dim << level} channels of level {level + 1}"
-                )
+                raise ValueError(f"{heads} heads do not divide the {self.dim << level} channels of level {level + 1}")
 
     def channels(self, level: int) -> int:
         """Return the channels of level 1..4."""

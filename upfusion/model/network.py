@@ -109,7 +109,6 @@ class FusionNetwork(nn.Module):
         """
         levels = self.encode(*self.front_end(luma(visible), luma(infrared)))
         fused = [
-            perturb(first, second, text)
-            for perturb, (first, second) in zip(self.perturbations, levels, strict=True)
+            perturb(first, second, text) for perturb, (first, second) in zip(self.perturbations, levels, strict=True)
         ]
         return self.decode(fused)

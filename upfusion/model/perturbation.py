@@ -73,9 +73,7 @@ class ChannelPerturbation(nn.Module):
         self.squeeze = nn.Sequential(
             nn.Linear(both, both // 8, bias=False), nn.ReLU(), nn.Linear(both // 8, both, bias=False)
         )
-        self.text_layers = nn.Sequential(
-            nn.Linear(TEXT_DIM, text_hidden), nn.ReLU(), nn.Linear(text_hidden, both)
-        )
+        self.text_layers = nn.Sequential(nn.Linear(TEXT_DIM, text_hidden), nn.ReLU(), nn.Linear(text_hidden, both))
         self.mix = conv1x1(self.kept, both, bias=True)
         self.merge = conv1x1(both, channels, bias=True)
         self.norm_query = LayerNorm2d(channels)

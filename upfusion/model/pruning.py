@@ -29,9 +29,7 @@ class SemanticChannelPruning(nn.Module):
     decision. No gradient reaches the layers that only rank.
     """
 
-    def __init__(
-        self, channels: int, convnext_depths: tuple[int, ...], convnext_dims: tuple[int, ...]
-    ) -> None:
+    def __init__(self, channels: int, convnext_depths: tuple[int, ...], convnext_dims: tuple[int, ...]) -> None:
         super().__init__()
         self.kept = int(KEPT_SHARE * channels)
         self.squeeze = nn.Sequential(
