@@ -218,7 +218,8 @@ def read_manifest(artifact: str | Path) -> Manifest:
     found = sha256_of(artifact)
     if manifest.sha256 != found:
         raise ArtifactError(
-            f"{artifact} is not the file its manifest describes: SHA-256 {found[:12]}…, manifest {manifest.sha256[:12]}…",
+            f"{artifact} is not the file its manifest describes: SHA-256 {found[:12]}…, "
+            f"manifest {manifest.sha256[:12]}…",
             "it is truncated or was replaced: copy both files again, or export or build it again",
         )
     return manifest

@@ -1,0 +1,309 @@
+"""Image files and arrays as the network sees them: reading, planes in 0..1, padding, rounding, colour.
+
+Everything here follows the authors' inference script to the last bit, so that calibration, verification and every
+backend share one preprocessing: float32 value / 255 (16 bit: / 65535), reflect padding at the bottom and the right
+only, and on the way back clamp, crop, multiply by 255 in float32 and round half to even.
+
+Images are (H, W) or (H, W, 3) arrays in RGB order, uint8 or uint16. Planes are float32, contiguous in the last axis.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from upfusion.runtime.errors import ArtifactError, InputError
+from upfusion.runtime.files import replacing
+
+Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Planes = npt.NDArray[np.float32]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""File types that are read and written, in lower case."""
+
+MULTIPLE = 8
+"""Height and width of the planes are multiples of this: the network halves the resolution three times."""
+
+SMALLEST = 8
+"""Smallest height and width in pixels: reflect padding needs more rows than it adds."""
+
+LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
+"""Weights of R, G, B in luma (BT.601, full range), as the network uses them."""
+
+_PER_LEVEL = {np.dtype(np.uint8): np.float32(255), np.dtype(np.uint16): np.float32(65535)}
+_LEVELS = np.float32(255)
+
+
+def read_image(path: str | Path) -> Image:
+    """Return an image file as (H, W) or (H, W, 3) RGB, uint8 or uint16, whatever the file holds.
+
+    Raises:
+        InputError: missing, unreadable, truncated, with alpha, not 8 or 16 bit, or smaller than 8 pixels.
+    """
+    return _decoded(Path(path), gray=False)
+
+
+def read_gray(path: str | Path) -> Image:
+    """Return an image file as one gray channel (H, W), uint8 or uint16; colour files are converted by the decoder.
+
+    The infrared image is read this way, as the authors' script reads it.
+
+    Raises:
+        InputError: as :func:`read_image`.
+    """
+    return _decoded(Path(path), gray=True)
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Write a gray or RGB image; the suffix chooses the format, and the file is complete or absent.
+
+    Raises:
+        InputError: an unknown suffix, a folder that does not exist, no space left.
+    """
+    import cv2
+
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}", f"use {_or(SUFFIXES)}")
+    done, encoded = cv2.imencode(path.suffix, image[..., ::-1] if image.ndim == 3 else image)
+    if not done:
+        raise InputError(f"{path}: a {image.dtype} image cannot be written as {path.suffix}", "write .png instead")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}", "free some space or choose another output folder"
+        ) from error
+
+
+def check_image(image: object, name: str) -> Image:
+    """Return ``image`` if it is one; ``name`` stands for it in errors.
+
+    Raises:
+        InputError: not an array, float values, another channel count than 1 or 3, smaller than 8 pixels.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"{name}: expected a numpy array, got {type(image).__name__}", "pass uint8 images")
+    if np.issubdtype(image.dtype, np.floating):
+        with np.errstate(invalid="ignore"):
+            broken = int(image.size - np.isfinite(image).sum())
+        found = f"{broken} of its values are NaN or infinite" if broken else "float images have no agreed value range"
+        raise InputError(
+            f"{name}: {image.dtype} pixels, expected uint8 or uint16; {found}",
+            "scale to 0..255 and convert: (x.clip(0, 1) * 255).round().astype('uint8')",
+        )
+    if image.dtype not in _PER_LEVEL:
+        raise InputError(f"{name}: {image.dtype} pixels, expected uint8 or uint16", "convert to uint8 or uint16")
+    if image.ndim == 3 and image.shape[2] in (2, 4):
+        raise InputError(
+            f"{name}: {image.shape[2]} channels (an alpha channel, or CMYK), expected 1 or 3",
+            f"drop the alpha channel: magick {name} -alpha off {name}",
+        )
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise InputError(f"{name}: shape {image.shape}, expected (H, W) or (H, W, 3)", "pass gray or RGB images")
+    if min(image.shape[:2]) < SMALLEST:
+        raise InputError(
+            f"{name}: {image.shape[0]}x{image.shape[1]} pixels (height x width), expected at least "
+            f"{SMALLEST}x{SMALLEST}",
+            "use a larger image",
+        )
+    checked: Image = image
+    return checked
+
+
+def check_sizes(first: Image, second: Image, first_name: str, second_name: str) -> None:
+    """Raise unless the two images of a pair have the same height and width.
+
+    Raises:
+        InputError: naming both images and how to resize.
+    """
+    if first.shape[:2] == second.shape[:2]:
+        return
+    height, width = first.shape[:2]
+    raise InputError(
+        f"{first_name} has {height}x{width} pixels (height x width), "
+        f"{second_name} has {second.shape[0]}x{second.shape[1]}",
+        "the two images must show the same view, pixel on pixel; if only the size differs: "
+        f"magick {second_name} -resize {width}x{height}! {second_name}",
+    )
+
+
+def is_coloured(image: Image) -> bool:
+    """Whether an image has three channels that are not all equal."""
+    if image.ndim == 2:
+        return False
+    for part in (image[::16, ::16], image):  # a colour image nearly always shows it in the sample
+        if not (np.array_equal(part[..., 0], part[..., 1]) and np.array_equal(part[..., 1], part[..., 2])):
+            return True
+    return False
+
+
+def padded_size(height: int, width: int, multiple: int = MULTIPLE) -> tuple[int, int]:
+    """Return height and width rounded up to multiples of ``multiple``."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def prepare(first: Image, second: Image, multiple: int = MULTIPLE) -> tuple[Planes, Planes]:
+    """Return one pair as the network's inputs: (1, 3, H, W) and (1, 1, H, W) float32 in 0..1, padded.
+
+    A gray first image becomes three equal channels. A second image with three channels becomes its luma, as the
+    network does with three-channel infrared.
+    """
+    height, width = padded_size(first.shape[0], first.shape[1], multiple)
+    visible = np.empty((1, 3, height, width), np.float32)
+    infrared = np.empty((1, 1, height, width), np.float32)
+    fill_visible(first, visible[0])
+    fill_infrared(second, infrared[0])
+    return visible, infrared
+
+
+def fill_visible(image: Image, planes: Planes) -> None:
+    """Write an image into (3, H, W) planes that are at least as large, padded by reflection."""
+    if image.ndim == 2:
+        _fill(image, planes[0])
+        planes[1:] = planes[0]
+        return
+    for channel in range(3):
+        _fill(image[..., channel], planes[channel])
+
+
+def fill_infrared(image: Image, planes: Planes) -> None:
+    """Write an image into (1, H, W) planes that are at least as large, padded by reflection."""
+    if image.ndim == 2:
+        _fill(image, planes[0])
+        return
+    height, width = image.shape[:2]
+    planes[0, :height, :width] = luma(image) / _PER_LEVEL[image.dtype]
+    _reflect(planes[0], height, width)
+
+
+def luma(image: Image) -> Planes:
+    """Return 0.299 R + 0.587 G + 0.114 B of an (H, W, 3) image in its own levels, float32, not rounded."""
+    result: Planes = LUMA[0] * image[..., 0] + LUMA[1] * image[..., 1] + LUMA[2] * image[..., 2]
+    return result
+
+
+def finish(fused: Planes, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Return a fused plane (padded H, W) as an (height, width) uint8 image. ``fused`` is overwritten.
+
+    Clamp to 0..1, crop, times 255 in float32, round half to even.
+
+    Raises:
+        ArtifactError: the plane holds NaN or infinite values.
+    """
+    plane = fused[:height, :width]
+    low, high = float(plane.min()), float(plane.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ArtifactError(
+            "the fused image holds NaN or infinite values",
+            "the artifact overflows on this pair: check it with upfusion accept, or export again with --precision fp32",
+        )
+    if low < 0 or high > 1:
+        np.clip(plane, 0, 1, out=plane)
+    np.multiply(plane, _LEVELS, out=plane)
+    np.rint(plane, out=plane)
+    if out is None:
+        out = np.empty((height, width), np.uint8)
+    np.copyto(out, plane, casting="unsafe")
+    return out
+
+
+def merge_chroma(
+    first: Image, fused: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return the fused gray image with the first image's chroma put back: (H, W, 3) RGB uint8.
+
+    Full-range BT.601 (JFIF) YCbCr with Cb and Cr of the first image in float32 and Y = ``fused``. Since
+    R - Y, G - Y and B - Y depend on Cb and Cr alone, replacing Y by Y' is the same as adding Y' - Y to each channel::
+
+        RGB' = RGB + (Y' - Y),  rounded half to even, clipped to 0..255
+
+    A 16-bit first image is scaled to 0..255 (divided by 257) beforehand. A gray one gives a gray result.
+    """
+    height, width = fused.shape
+    if out is None:
+        out = np.empty((height, width, 3), np.uint8)
+    if first.ndim == 2:
+        out[...] = fused[..., None]
+        return out
+    scale = _PER_LEVEL[first.dtype] / _LEVELS
+    shift = luma(first)
+    if scale != 1:
+        shift /= scale
+    np.subtract(fused, shift, out=shift)
+    plane = np.empty((height, width), np.float32)
+    for channel in range(3):
+        np.divide(first[..., channel], scale, out=plane)
+        plane += shift
+        np.rint(plane, out=plane)
+        np.clip(plane, 0, 255, out=plane)
+        np.copyto(out[..., channel], plane, casting="unsafe")
+    return out
+
+
+def _fill(channel: npt.NDArray[Any], plane: Planes) -> None:
+    """Write one channel of integers as values in 0..1 into a plane, and pad it."""
+    height, width = channel.shape
+    np.divide(channel, _PER_LEVEL[channel.dtype], out=plane[:height, :width])
+    _reflect(plane, height, width)
+
+
+def _reflect(plane: Planes, height: int, width: int) -> None:
+    """Fill what lies below ``height`` and right of ``width`` by reflection; the edge itself is not repeated."""
+    below, right = plane.shape[0] - height, plane.shape[1] - width
+    if below:
+        plane[height:, :width] = plane[height - 1 - below : height - 1, :width][::-1]
+    if right:
+        plane[:, width:] = plane[:, width - 1 - right : width - 1][:, ::-1]
+
+
+def _decoded(path: Path, *, gray: bool) -> Image:
+    """Return a file's pixels, checked."""
+    import cv2
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    jpeg = data[:2] == b"\xff\xd8"
+    if not data or (jpeg and not _jpeg_ends(data)):
+        raise InputError(f"{path}: {'empty' if not data else 'truncated'} file", "copy or export the image again")
+    buffer = np.frombuffer(data, np.uint8)
+    # JPEG: let the decoder follow the EXIF orientation (there is no alpha to lose). Others: unchanged, to see alpha.
+    image = cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if jpeg else cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise InputError(
+            f"{path}: not an image that can be read, or truncated", f"expected {_or(SUFFIXES)}: export the image again"
+        )
+    checked = check_image(image, str(path))
+    if checked.ndim == 2:
+        return checked
+    if gray:
+        # Decoders convert on their own (JPEG keeps its Y plane), so ask them instead of converting here.
+        return check_image(cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE), str(path))
+    rgb: Image = np.ascontiguousarray(checked[..., ::-1])  # type: ignore[assignment]
+    return rgb
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether a JPEG file goes on to its end marker; decoders fill the missing rest with gray and say nothing."""
+    position = 2
+    while marker := _JPEG_MARKER.search(data, position):
+        if data[marker.start() + 1] == 0xD9:
+            return True
+        # Every other marker between the start and the end of an image carries a length, which counts itself.
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False
+
+
+def _or(words: tuple[str, ...]) -> str:
+    """Return ``a, b or c``."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
