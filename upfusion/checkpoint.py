@@ -325,7 +325,7 @@ def _config_of(state: Mapping[str, Tensor], path: Path) -> ModelConfig:
         ) from error
 
 
-def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path, *, names) -> FusionNetwork:  # noqa: ANN001
+def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path, *, names) -> FusionNetwork:
     """Return a network in eval mode that holds exactly these tensors; ``names`` maps our names to the file's."""
     with torch.device("meta"):
         model = FusionNetwork(config)

@@ -14,6 +14,20 @@ NORM_FLOOR = 1e-12
 """Smallest L2 norm that queries and keys are divided by."""
 
 
+def widen(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 where it is narrower, else as it is.
+
+    Statistics, norms, logits and everything that is ranked are taken of the widened map, so that a network with
+    half-precision maps overflows nowhere and decides on float32 values.
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """Return the mean over height and width, (B, C), of a map (B, C, H, W), in float32 or wider."""
+    return widen(x).mean((2, 3))
+
+
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each pixel, eps 1e-5, biased variance."""
 
@@ -22,10 +36,11 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        wide = widen(x).permute(0, 2, 3, 1)
+        normed = F.layer_norm(wide, self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
         # Contiguous, so that the convolutions behind it sum in the same order as on a plain NCHW map: without it
         # the golden intermediates differ by 1e-4 instead of 3e-5.
-        return x.permute(0, 3, 1, 2).contiguous()
+        return normed.permute(0, 3, 1, 2).contiguous()
 
 
 def conv1x1(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
@@ -54,8 +69,8 @@ def merge_heads(x: Tensor, like: Tensor) -> Tensor:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Divide each channel of (B, heads, c, N) by its L2 norm along space."""
-    return F.normalize(x, dim=-1, eps=NORM_FLOOR)
+    """Divide each channel of (B, heads, c, N) by its L2 norm along space, in float32 or wider."""
+    return F.normalize(widen(x), dim=-1, eps=NORM_FLOOR)
 
 
 def take_channels(x: Tensor, order: Tensor) -> Tensor:
@@ -92,7 +107,7 @@ class ChannelAttention(nn.Module):
         """Map (B, C, H, W) to the same shape."""
         q, k, v = (split_heads(part, self.heads) for part in self.depthwise(self.to_qkv(x)).chunk(3, dim=1))
         logits = unit_rows(q) @ unit_rows(k).transpose(-2, -1) * self.temperature
-        return self.project(merge_heads(logits.softmax(-1) @ v, like=x))
+        return self.project(merge_heads(logits.softmax(-1).to(v.dtype) @ v, like=x))
 
 
 class GatedFeedForward(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from upfusion.model.layers import conv1x1
+from upfusion.model.layers import conv1x1, spatial_mean
 
 
 class AffineModulation(nn.Module):
@@ -18,5 +18,5 @@ class AffineModulation(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Map x (B, C, H, W), guide (B, C, H, W) to x's shape."""
-        gamma, beta = self.affine(guide.mean((2, 3), keepdim=True)).chunk(2, dim=1)
+        gamma, beta = self.affine(spatial_mean(guide)[:, :, None, None]).chunk(2, dim=1)
         return x * (1 + gamma) + beta

@@ -12,6 +12,7 @@ from upfusion.model.layers import (
     conv1x1,
     depthwise3x3,
     merge_heads,
+    spatial_mean,
     split_heads,
     take_channels,
     unit_rows,
@@ -53,7 +54,7 @@ class SelectiveAttention(nn.Module):
         key_value = self.key_value_depthwise(self.to_key_value(source)).chunk(2, dim=1)
         k, v = (split_heads(part, self.heads) for part in key_value)
         logits = self.logits(unit_rows(q) @ unit_rows(k).transpose(-2, -1) * self.temperature)
-        attention = logits.masked_fill(~self.mask(logits), -torch.inf).softmax(-1)
+        attention = logits.masked_fill(~self.mask(logits), -torch.inf).softmax(-1).to(v.dtype)
         return self.project(merge_heads(attention @ v * self.output_scale, like=query))
 
 
@@ -89,7 +90,7 @@ class ChannelPerturbation(nn.Module):
     def rank(self, both: Tensor) -> Tensor:
         """Return the best C of the 2C channels of (B, 2C, H, W), best first, as (B, C) indices."""
         with torch.no_grad():
-            weights = self.score(self.squeeze(both.mean((2, 3))).sigmoid())
+            weights = self.score(self.squeeze(spatial_mean(both)).sigmoid())
             return self.order(weights.topk(self.kept, dim=1).indices)
 
     def permute(self, text: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from upfusion.model.layers import conv1x1, take_channels
+from upfusion.model.layers import conv1x1, spatial_mean, take_channels
 
 KEPT_SHARE = 0.7
 """Share of the channels that stay."""
@@ -51,11 +51,11 @@ class SemanticChannelPruning(nn.Module):
         """
         size = (TRUNK_SIZE, TRUNK_SIZE)
         view = F.interpolate(self.to_rgb(x), size=size, mode="bilinear", align_corners=False)
-        return self.trunk_head(self.trunk.forward_features(view).mean((2, 3)))
+        return self.trunk_head(spatial_mean(self.trunk.forward_features(view)))
 
     def rank_weights(self, x: Tensor) -> Tensor:
         """Return the weight that each channel is ranked by, (B, C), in 0..1 + alpha."""
-        statistics = self.squeeze(x.mean((2, 3)))
+        statistics = self.squeeze(spatial_mean(x))
         return self.score(statistics + self.alpha * self.semantic_logits(x).sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:

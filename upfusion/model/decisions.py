@@ -1,0 +1,66 @@
+"""The decisions that the network takes per image, by name: read them, or impose others.
+
+The network first decides (which channels in which order, which attention entries stay), then computes. Each
+decision passes through an ``nn.Identity``, so hooks can record or replace it, in the trained network and in every
+form that keeps those points.
+
+Names: ``scpm.order`` (B, k) and ``tcpm1.order`` .. ``tcpm4.order`` (B, C), channel indices, best first;
+``tcpm1.keep`` .. ``tcpm4.keep`` (B, heads, c, c), True where an attention logit stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+
+def decision_points(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the identities that each decision passes through, by name, in the order of the forward pass."""
+    points: dict[str, nn.Module] = {"scpm.order": network.pruning.order}  # type: ignore[union-attr, dict-item]
+    for level, perturb in enumerate(network.perturbations, start=1):  # type: ignore[arg-type]
+        points[f"tcpm{level}.order"] = perturb.order
+        points[f"tcpm{level}.keep"] = perturb.attention.keep
+    return points
+
+
+@contextlib.contextmanager
+def recording(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that each forward pass inside the block fills with the decisions taken."""
+    taken: dict[str, Tensor] = {}
+
+    def recorder(name: str):
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            taken[name] = output
+
+        return hook
+
+    handles = [point.register_forward_hook(recorder(name)) for name, point in decision_points(network).items()]
+    try:
+        yield taken
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def imposing(network: nn.Module, decisions: Mapping[str, Tensor]) -> Iterator[None]:
+    """Make the network compute with the given decisions inside the block, whatever it would decide itself.
+
+    Decisions that are not named stay the network's own.
+    """
+
+    def replacement(decision: Tensor):
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            return decision.to(output.dtype)
+
+        return hook
+
+    points = decision_points(network)
+    handles = [points[name].register_forward_hook(replacement(value)) for name, value in decisions.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
