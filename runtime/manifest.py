@@ -180,7 +180,8 @@ class Manifest:
                 "update upfusion, or export or build the artifact again",
             )
         try:
-            return _structured(record, cls)
+            manifest: Manifest = _structured(record, cls)
+            return manifest
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(
                 f"{where}: the manifest is incomplete or damaged: {error}", "export or build the artifact again"
@@ -238,12 +239,12 @@ def _structured(value: Any, kind: type[T] | Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise TypeError(f"expected an object for {kind.__name__}, found {value!r:.40}")  # type: ignore[union-attr]
+            raise TypeError(f"expected an object for {kind.__name__}, found {value!r:.40}")
         hints = typing.get_type_hints(kind)
         unknown = value.keys() - hints.keys()
         if unknown:
             raise TypeError(f"unknown fields {sorted(unknown)}")
-        return kind(**{name: _structured(item, hints[name]) for name, item in value.items()})  # type: ignore[operator]
+        return kind(**{name: _structured(item, hints[name]) for name, item in value.items()})
     if origin is types.UnionType or origin is typing.Union:
         for option in arguments:
             try:

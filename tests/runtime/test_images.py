@@ -131,7 +131,7 @@ def test_sizes_must_agree() -> None:
 def test_unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"cannot write \.webp"):
         images.write_image(tmp_path / "x.webp", noise((9, 9)))
-    with pytest.raises(InputError, match="cannot write .*none"):
+    with pytest.raises(InputError, match=r"cannot write .*none"):
         images.write_image(tmp_path / "none" / "x.png", noise((9, 9)))
 
     def full(self: Path, data: bytes) -> int:

@@ -54,7 +54,7 @@ def test_missing_partners_are_named(folders: tuple[Path, Path]) -> None:
 def test_many_missing_partners_are_counted(folders: tuple[Path, Path]) -> None:
     first, second = folders
     put(*(first / f"{i}.png" for i in range(8)), second / "0.png")
-    with pytest.raises(InputError, match="7 of 9 .* and 2 more"):
+    with pytest.raises(InputError, match=r"7 of 9 .* and 2 more"):
         find_pairs(first, second)
 
 
@@ -78,7 +78,7 @@ def test_paths_that_do_not_fit(folders: tuple[Path, Path], tmp_path: Path) -> No
     with pytest.raises(InputError, match="holds no images"):
         find_pairs(first, second)
     put(first / "a.png")
-    with pytest.raises(InputError, match="is a file and .* is a folder"):
+    with pytest.raises(InputError, match=r"is a file and .* is a folder"):
         find_pairs(first / "a.png", second)
     with pytest.raises(InputError, match="none: no such file or folder"):
         find_pairs(first, tmp_path / "none")

@@ -1,0 +1,330 @@
+"""The object a user calls: images in, fused image out, whatever runs the graph."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from upfusion.runtime import images
+from upfusion.runtime.artifact import open_backend
+from upfusion.runtime.backends.base import Arrays, Backend, BufferedBackend, Shape, SharedBackend
+from upfusion.runtime.errors import InputError
+from upfusion.runtime.images import Image
+from upfusion.runtime.manifest import Contract
+
+log = logging.getLogger(__name__)
+
+Color = Literal["auto", "gray", "ycbcr"]
+"""Colour of the result: luma only, or with the chroma of the first image; ``auto``: ycbcr if that is coloured."""
+
+COLORS: tuple[Color, ...] = ("auto", "gray", "ycbcr")
+Fused = npt.NDArray[np.uint8]
+
+_MOST_CHANNELS = 4
+"""A three-dimensional array with more than this along the last axis is a batch of gray images."""
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    contexts: int = 1,
+    max_batch: int | None = None,
+    warm_up: bool | None = None,
+    options: Any = None,
+) -> Fuser:
+    """Return a fuser for an ONNX file or an engine.
+
+    ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt`` (ONNX Runtime's provider of that name), or ``auto``, which
+    takes the GPU where the installed libraries can use one and says in the log what it took. A device that is asked
+    for by name is used, or the call fails. ``options``: the backend's own, such as ``OnnxRuntimeOptions``.
+    ``warm_up`` runs once before returning; by default on GPUs, where the first run compiles and allocates.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, foreign, or not the one its manifest describes.
+        ManifestError: there is no manifest, or it is damaged.
+        MissingDependencyError: the library that runs it is not installed.
+        DeviceError: it does not run on this machine.
+        InputError: an unknown device.
+    """
+    path = Path(path)
+    backend, manifest = open_backend(path, device, options)
+    fuser = Fuser(
+        backend,
+        manifest.contract,
+        name=path.name,
+        source=manifest.source.name,
+        contexts=contexts,
+        max_batch=max_batch,
+    )
+    log.info("%s runs on %s", path.name, fuser.device)
+    if warm_up or (warm_up is None and fuser.device != "CPU"):
+        fuser.warm_up()
+    return fuser
+
+
+class Fuser:
+    """Fuses image pairs with one loaded artifact. Safe to call from several threads.
+
+    ``contexts`` calls run at the same time, each with buffers of its own; further callers wait.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        contract: Contract,
+        *,
+        name: str = "the artifact",
+        source: str = "CHECKPOINT",
+        contexts: int = 1,
+        max_batch: int | None = None,
+    ) -> None:
+        """Take over a backend; it is closed with the fuser.
+
+        ``name`` is the artifact's and ``source`` the checkpoint's file name, for messages. ``max_batch`` limits how
+        many pairs run at once where the graph leaves the batch open; it is the contract's by default.
+
+        Raises:
+            InputError: several contexts of a backend that has one, or a batch that is not positive.
+        """
+        if contexts < 1 or (max_batch is not None and max_batch < 1):
+            raise InputError(f"contexts={contexts}, max_batch={max_batch}: both must be at least 1", "leave them out")
+        if contexts > 1 and not isinstance(backend, SharedBackend):
+            raise InputError(f"{name} on {backend.device} runs in one context only", "load it with contexts=1")
+        self.contract = contract
+        self.device = backend.device
+        self.name = name
+        self.contexts = contexts
+        self._source = source
+        self._color_of_graph: Color = _color_of_graph(contract)
+        self._fixed_batch = isinstance(contract.inputs[0].shape[0], int)
+        self._most = contract.batch if self._fixed_batch else max_batch or contract.batch
+        self._workers = [_Worker(backend, contract)]
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._closed = False
+        for _ in range(contexts - 1):
+            assert isinstance(backend, SharedBackend)
+            self._workers.append(_Worker(backend.another(), contract))
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def __call__(self, visible: Any, infrared: Any, color: Color = "auto") -> Any:
+        """Return the fused image of a pair, the array of a batch, or the list of a list of pairs; always uint8.
+
+        One pair: ``visible`` (H, W, 3) RGB or (H, W), ``infrared`` (H, W), each uint8 or uint16; the result is (H, W)
+        or, with the visible image's chroma, (H, W, 3). A batch: (B, H, W, 3) or (B, H, W), and (B, H, W). Lists may
+        mix sizes. An infrared image with three channels becomes its luma.
+
+        With ``color="ycbcr"`` a gray (H, W) visible image gives a gray result. With ``"auto"`` so does one whose
+        three channels are equal; of a batch array all results are coloured if one of the images is.
+
+        Raises:
+            InputError: arrays that are no images, sizes that differ or that the artifact does not take, or a colour
+                that it cannot give.
+            ArtifactError: the result is not finite.
+            DeviceError: the device failed.
+        """
+        if color not in COLORS:
+            raise InputError(f"unknown color {color!r}", f"use one of {', '.join(COLORS)}")
+        if isinstance(visible, (list, tuple)):
+            if not isinstance(infrared, (list, tuple)) or len(visible) != len(infrared):
+                count = len(infrared) if isinstance(infrared, (list, tuple)) else "no list"
+                raise InputError(f"{len(visible)} visible images, infrared: {count}", "give two lists of equal length")
+            return self._fuse(visible, infrared, [color] * len(visible), numbered=True)
+        if not _batched(visible):
+            return self._fuse([visible], [infrared], [color], numbered=False)[0]
+        if len(visible) != len(infrared) or not _batched(infrared):
+            raise InputError(
+                f"visible batch {visible.shape}, infrared {np.shape(infrared)}", "give batches of equal length"
+            )
+        if color == "auto":
+            color = "ycbcr" if any(images.is_coloured(image) for image in visible) else "gray"
+        return np.stack(self._fuse(list(visible), list(infrared), [color] * len(visible), numbered=True))
+
+    def close(self) -> None:
+        """Wait for running calls and give the device's memory back. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for _ in self._workers:
+            self._idle.get()
+        for worker in reversed(self._workers):
+            worker.backend.close()
+
+    def __enter__(self) -> Fuser:
+        """Return the fuser itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def warm_up(self) -> None:
+        """Run once in every context at the size the artifact is tuned for, so that the first real call is not slow."""
+        height, width = self.contract.sizes.optimum
+        ramp = np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8)
+        with contextlib.ExitStack() as held:
+            for worker in [held.enter_context(self._worker()) for _ in self._workers]:
+                self._run(worker, [ramp] * self.contract.batch, [ramp] * self.contract.batch)
+
+    def _fuse(
+        self, firsts: Sequence[Any], seconds: Sequence[Any], colors: Sequence[Color], *, numbered: bool
+    ) -> list[Fused]:
+        """Return the fused images, running neighbours of equal size together."""
+        sizes = []
+        for place, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
+            number = f" {place}" if numbered else ""
+            images.check_image(first, f"visible image{number}")
+            images.check_image(second, f"infrared image{number}")
+            images.check_sizes(first, second, f"visible image{number}", f"infrared image{number}")
+            self._check_types(first, second)
+            sizes.append(self._graph_size(first.shape[0], first.shape[1]))
+        results: list[Fused] = []
+        start = 0
+        while start < len(firsts):
+            stop = start + 1
+            while stop < len(firsts) and stop - start < self._most and sizes[stop] == sizes[start]:
+                stop += 1
+            with self._worker() as worker:
+                fused = self._run(worker, firsts[start:stop], seconds[start:stop])
+                for place in range(start, stop):
+                    results.append(self._finished(fused[place - start], firsts[place], colors[place]))
+            start = stop
+        return results
+
+    def _run(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> npt.NDArray[Any]:
+        """Return the graph's first output for images of one graph size: a view of the backend's buffer."""
+        count = self.contract.batch if self._fixed_batch else len(firsts)
+        height, width = self._graph_size(firsts[0].shape[0], firsts[0].shape[1])
+        image_io = self.contract.io == "image"
+        one, two = (spec.name for spec in self.contract.inputs)
+        inputs = worker.buffers(
+            {
+                one: (count, height, width, 3) if image_io else (count, 3, height, width),
+                two: (count, height, width) if image_io else (count, 1, height, width),
+            }
+        )
+        for place, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
+            if image_io:
+                inputs[one][place] = first if first.ndim == 3 else first[..., None]
+                inputs[two][place] = second
+            else:
+                images.fill_visible(first, inputs[one][place])
+                images.fill_infrared(second, inputs[two][place])
+        for array in (inputs[one], inputs[two]):
+            array[len(firsts) :] = array[:1]  # a fixed batch that is not full: any valid images will do
+        return worker.backend.run(inputs)[self.contract.outputs[0].name]
+
+    def _finished(self, fused: npt.NDArray[Any], first: Image, color: Color) -> Fused:
+        """Return one image of the graph's output as the caller asked for it, in memory of its own."""
+        if self.contract.io == "image":
+            gray_wanted = first.ndim == 2 or (color == "auto" and not images.is_coloured(first))
+            if self._color_of_graph == "ycbcr":
+                if color == "gray" and not gray_wanted:
+                    raise InputError(
+                        f"{self.name} puts the colour back inside the graph",
+                        "leave the colour to it, or export with --color gray",
+                    )
+                # Of a gray image all three channels are the fused luma.
+                return np.array(fused[..., 0] if gray_wanted else fused)
+            gray: Fused = np.array(fused)
+        else:
+            height, width = first.shape[:2]
+            gray = images.finish(fused[0], height, width)
+        if color == "gray" or first.ndim == 2 or (color == "auto" and not images.is_coloured(first)):
+            return gray
+        return images.merge_chroma(first, gray)
+
+    def _graph_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size that images of this size have inside the graph.
+
+        Raises:
+            InputError: the artifact does not take it.
+        """
+        multiple = self.contract.size_multiple if self.contract.io == "tensor" else 1
+        padded = images.padded_size(height, width, multiple)
+        sizes = self.contract.sizes
+        if sizes.holds(*padded):
+            return padded
+        (low_h, low_w), (high_h, high_w) = sizes.minimum, sizes.maximum
+        low_h, low_w = low_h - multiple + 1, low_w - multiple + 1
+        taken = f"{_range(low_h, high_h)} x {_range(low_w, high_w)}"
+        raise InputError(
+            f"the images have {height}x{width} pixels (height x width), {self.name} takes {taken}",
+            f"upfusion export {self._source} -o fusion.onnx --size {height}x{width}, or --dynamic for any size; "
+            "or resize the images",
+        )
+
+    def _check_types(self, first: Image, second: Image) -> None:
+        """Raise unless the graph takes images of these types.
+
+        Raises:
+            InputError: 16-bit or coloured infrared images, and a graph that takes bytes.
+        """
+        if self.contract.io == "tensor":
+            return
+        if first.dtype != np.uint8 or second.dtype != np.uint8:
+            raise InputError(
+                f"{self.name} takes 8-bit images, these are {first.dtype} and {second.dtype}",
+                "convert them to uint8, or export without --io image for 16 bit",
+            )
+        if second.ndim != 2:
+            raise InputError(f"{self.name} takes infrared images with one channel", "pass infrared[..., 0]")
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[_Worker]:
+        """Lend an idle worker.
+
+        Raises:
+            InputError: the fuser is closed.
+        """
+        if self._closed:
+            raise InputError(f"{self.name} is closed", "call upfusion.runtime.load again")
+        worker = self._idle.get()
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """A backend with input buffers: its own, or arrays kept here for the shapes used last."""
+
+    def __init__(self, backend: Backend, contract: Contract) -> None:
+        self.backend = backend
+        self.buffers: Callable[[Mapping[str, Shape]], Arrays] = (
+            backend.buffers if isinstance(backend, BufferedBackend) else self._arrays
+        )
+        self._types = {spec.name: spec.dtype for spec in contract.inputs}
+        self._last: tuple[Mapping[str, Shape], Arrays] = ({}, {})
+
+    def _arrays(self, shapes: Mapping[str, Shape]) -> Arrays:
+        """Return numpy arrays, for a backend without buffers."""
+        if self._last[0] != shapes:
+            self._last = (shapes, {name: np.zeros(shape, self._types[name]) for name, shape in shapes.items()})
+        return self._last[1]
+
+
+def _batched(image: Any) -> bool:
+    """Whether an array holds several images."""
+    return bool(np.ndim(image) == 4 or (np.ndim(image) == 3 and np.shape(image)[2] > _MOST_CHANNELS))
+
+
+def _color_of_graph(contract: Contract) -> Color:
+    """Return the colour that an image-in, image-out graph gives back."""
+    return "ycbcr" if contract.io == "image" and len(contract.outputs[0].shape) == 4 else "gray"
+
+
+def _range(low: int, high: int) -> str:
+    """Return ``8..16``, or ``8`` where only one size fits."""
+    return str(low) if low == high else f"{low}..{high}"
