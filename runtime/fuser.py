@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -13,12 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from upfusion.runtime import images
+from upfusion import __version__
+from upfusion.runtime import images, streaming
 from upfusion.runtime.artifact import open_backend
 from upfusion.runtime.backends.base import Arrays, Backend, BufferedBackend, Shape, SharedBackend
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.images import Image
 from upfusion.runtime.manifest import Contract
+from upfusion.runtime.pairs import Pair
+from upfusion.runtime.streaming import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ def load(
         manifest.contract,
         name=path.name,
         source=manifest.source.name,
+        sha256=manifest.sha256,
         contexts=contexts,
         max_batch=max_batch,
     )
@@ -84,13 +90,15 @@ class Fuser:
         *,
         name: str = "the artifact",
         source: str = "CHECKPOINT",
+        sha256: str = "",
         contexts: int = 1,
         max_batch: int | None = None,
     ) -> None:
         """Take over a backend; it is closed with the fuser.
 
-        ``name`` is the artifact's and ``source`` the checkpoint's file name, for messages. ``max_batch`` limits how
-        many pairs run at once where the graph leaves the batch open; it is the contract's by default.
+        ``name`` is the artifact's and ``source`` the checkpoint's file name, for messages; ``sha256`` is the
+        artifact's, for provenance. ``max_batch`` limits how many pairs run at once where the graph leaves the batch
+        open; it is the contract's by default.
 
         Raises:
             InputError: several contexts of a backend that has one, or a batch that is not positive.
@@ -104,11 +112,14 @@ class Fuser:
         self.name = name
         self.contexts = contexts
         self._source = source
+        self._sha256 = sha256
+        self._executor: ThreadPoolExecutor | None = None
+        self._starting = threading.Lock()
         self._color_of_graph: Color = _color_of_graph(contract)
         self._fixed_batch = isinstance(contract.inputs[0].shape[0], int)
         self._most = contract.batch if self._fixed_batch else max_batch or contract.batch
         self._workers = [_Worker(backend, contract)]
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: closed
         self._closed = False
         for _ in range(contexts - 1):
             assert isinstance(backend, SharedBackend)
@@ -149,13 +160,59 @@ class Fuser:
             color = "ycbcr" if any(images.is_coloured(image) for image in visible) else "gray"
         return np.stack(self._fuse(list(visible), list(infrared), [color] * len(visible), numbered=True))
 
+    def submit(self, visible: Any, infrared: Any, color: Color = "auto") -> Future[Any]:
+        """Return at once; the future's result is what calling the fuser returns or raises.
+
+        The arrays must not change before the future is done. Nothing limits how many calls wait: a caller who is
+        faster than the device should use :meth:`stream`.
+
+        Raises:
+            InputError: the fuser is closed.
+        """
+        with self._starting:
+            if self._closed:
+                raise self._closed_error()
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self.contexts, "upfusion-submit")
+            return self._executor.submit(self, visible, infrared, color)
+
+    def stream(
+        self, pairs: Iterable[Pair | tuple[Image, Image]], color: Color = "auto", *, ahead: int | None = None
+    ) -> Iterator[Outcome]:
+        """Yield an :class:`Outcome` per pair, in order, from any iterable of pairs of files or of arrays.
+
+        Reading, running and whatever the caller does with the images overlap. At most ``ahead`` pairs (three more
+        than contexts by default) are under way at a time, so an endless iterable is fine. A pair that fails does not
+        end the stream: its outcome raises when the image is asked for.
+        """
+        return streaming.stream(
+            lambda first, second: self(first, second, color),
+            pairs,
+            threads=self.contexts + 1,
+            ahead=ahead or self.contexts + 3,
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """Return what a file with a fused image should say about where it comes from."""
+        return {
+            "software": f"upfusion {__version__}",
+            "artifact": self.name,
+            "sha256": self._sha256,
+            "checkpoint": self._source,
+            "device": self.device,
+        }
+
     def close(self) -> None:
         """Wait for running calls and give the device's memory back. A second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._starting:
+            if self._closed:
+                return
+            self._closed = True
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
         for _ in self._workers:
             self._idle.get()
+        self._idle.put(None)
         for worker in reversed(self._workers):
             worker.backend.close()
 
@@ -257,7 +314,7 @@ class Fuser:
         if sizes.holds(*padded):
             return padded
         (low_h, low_w), (high_h, high_w) = sizes.minimum, sizes.maximum
-        low_h, low_w = low_h - multiple + 1, low_w - multiple + 1
+        low_h, low_w = (max(low - multiple + 1, images.SMALLEST) for low in (low_h, low_w))
         taken = f"{_range(low_h, high_h)} x {_range(low_w, high_w)}"
         raise InputError(
             f"the images have {height}x{width} pixels (height x width), {self.name} takes {taken}",
@@ -288,13 +345,18 @@ class Fuser:
         Raises:
             InputError: the fuser is closed.
         """
-        if self._closed:
-            raise InputError(f"{self.name} is closed", "call upfusion.runtime.load again")
         worker = self._idle.get()
+        if worker is None:
+            self._idle.put(None)
+            raise self._closed_error()
         try:
             yield worker
         finally:
             self._idle.put(worker)
+
+    def _closed_error(self) -> InputError:
+        """Return the error of a call that comes too late."""
+        return InputError(f"{self.name} is closed", "call upfusion.runtime.load again")
 
 
 class _Worker:

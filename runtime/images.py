@@ -10,6 +10,7 @@ Images are (H, W) or (H, W, 3) arrays in RGB order, uint8 or uint16. Planes are 
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,10 @@ def read_gray(path: str | Path) -> Image:
     return _decoded(Path(path), gray=True)
 
 
-def write_image(path: str | Path, image: Image) -> None:
+def write_image(path: str | Path, image: Image, provenance: str = "") -> None:
     """Write a gray or RGB image; the suffix chooses the format, and the file is complete or absent.
+
+    ``provenance`` says where the image comes from; PNG and JPEG files carry it as a comment, others have no place.
 
     Raises:
         InputError: an unknown suffix, a folder that does not exist, no space left.
@@ -74,7 +77,7 @@ def write_image(path: str | Path, image: Image) -> None:
         raise InputError(f"{path}: a {image.dtype} image cannot be written as {path.suffix}", "write .png instead")
     try:
         with replacing(path) as temporary:
-            temporary.write_bytes(encoded.tobytes())
+            temporary.write_bytes(_with_comment(encoded.tobytes(), provenance))
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}", "free some space or choose another output folder"
@@ -302,6 +305,19 @@ def _jpeg_ends(data: bytes) -> bool:
         # Every other marker between the start and the end of an image carries a length, which counts itself.
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return False
+
+
+def _with_comment(data: bytes, text: str) -> bytes:
+    """Return the bytes of an image file with a comment: PNG's iTXt as last chunk, JPEG's COM as second segment."""
+    comment = text.encode()
+    if comment and data.startswith(b"\x89PNG"):
+        content = b"iTXt" + b"Comment\0" + b"\0\0" + b"\0" + b"\0" + comment  # not compressed, no language
+        chunk = (len(content) - 4).to_bytes(4, "big") + content + zlib.crc32(content).to_bytes(4, "big")
+        return data[:-12] + chunk + data[-12:]  # IEND is the last chunk and has no content
+    if comment and data.startswith(b"\xff\xd8"):
+        place = 4 + int.from_bytes(data[4:6], "big")  # behind JFIF's own segment, which must come first
+        return data[:place] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[place:]
+    return data
 
 
 def _or(words: tuple[str, ...]) -> str:

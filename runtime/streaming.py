@@ -1,0 +1,93 @@
+"""Fuse a long or endless row of pairs: reading, running and the caller's writing overlap, order and memory are kept."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from upfusion.runtime.errors import UPFusionError
+from upfusion.runtime.images import Image
+from upfusion.runtime.pairs import Pair, read_pair
+
+Fused = npt.NDArray[np.uint8]
+Item = Pair | tuple[Image, Image]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one pair: an image, or the error that is raised when the image is asked for."""
+
+    item: Item
+    """The pair as it came out of the caller's iterable."""
+    image: Fused | None
+    error: UPFusionError | None
+
+    def result(self) -> Fused:
+        """Return the fused image.
+
+        Raises:
+            UPFusionError: this pair failed.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.image is not None
+        return self.image
+
+
+def stream(
+    fuse: Callable[[Image, Image], Fused], items: Iterable[Item], *, threads: int, ahead: int
+) -> Iterator[Outcome]:
+    """Yield one outcome per item, in order.
+
+    At most ``ahead`` items are between the iterable and the caller at any time. ``items`` is consumed in a thread of
+    its own, ``threads`` others read files and call ``fuse``. A failure of our error family belongs to its pair and
+    the rest goes on; any other exception, and one raised by ``items``, ends the stream and is raised here.
+    """
+    free = threading.Semaphore(ahead)
+    stopped = threading.Event()
+    window: queue.Queue[tuple[Item, Future[Outcome]] | BaseException | None] = queue.Queue()
+
+    def feed() -> None:
+        try:
+            rest = iter(items)
+            while free.acquire() and not stopped.is_set():
+                try:
+                    item = next(rest)
+                except StopIteration:
+                    break
+                window.put((item, pool.submit(_outcome, fuse, item)))
+            window.put(None)
+        except BaseException as error:  # raised again in the caller's thread
+            window.put(error)
+
+    with ThreadPoolExecutor(threads, "upfusion-stream") as pool:
+        feeder = threading.Thread(target=feed, name="upfusion-feed", daemon=True)
+        feeder.start()
+        try:
+            while (entry := window.get()) is not None:
+                if isinstance(entry, BaseException):
+                    raise entry
+                yield entry[1].result()
+                free.release()
+        finally:
+            stopped.set()
+            free.release()
+            feeder.join()
+            pool.shutdown(cancel_futures=True)
+
+
+def _outcome(fuse: Callable[[Image, Image], Fused], item: Item) -> Outcome:
+    """Read one item where it is on disk, and fuse it."""
+    try:
+        first, second = read_pair(item) if isinstance(item, Pair) else item
+        return Outcome(item=item, image=fuse(first, second), error=None)
+    except UPFusionError as error:
+        if isinstance(item, Pair) and not any(str(path) in error.problem for path in (item.first, item.second)):
+            error = type(error)(f"{item.first}: {error.problem}", error.hint)
+        return Outcome(item=item, image=None, error=error)

@@ -1,0 +1,93 @@
+"""``upfusion fuse`` as a user meets it: exit code, sentences, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from upfusion.cli.fuse import fuse
+from upfusion.runtime.errors import InputError
+from upfusion.runtime.images import read_image, write_image
+
+
+@pytest.fixture
+def run(tmp_path: Path, make: Any, noise: Any) -> Any:
+    """Run ``fuse`` in a folder with an artifact and two folders of four pairs."""
+    make.onnx(tmp_path / "tiny.onnx", make.tensor_contract())
+    for folder, channels in (("a", (3,)), ("b", ())):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            write_image(tmp_path / folder / f"{number}.png", noise((17, 24, *channels), seed=number))
+    app = typer.Typer()
+    app.command()(fuse)
+
+    def run_fuse(first: str, second: str, *options: str, output: str = "out") -> Any:
+        arguments = [str(tmp_path / first), str(tmp_path / second), "-m", str(tmp_path / "tiny.onnx")]
+        return CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / output), *options])
+
+    return run_fuse
+
+
+def test_folder(tmp_path: Path, run: Any) -> None:
+    result = run("a", "b", "--json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    assert sorted(record["written"]) == ["0", "1", "2", "3"]
+    assert record["failed"] == {}
+    assert record["device"] == "CPU"
+    assert "4 of 4 pairs on CPU" in result.stderr
+    assert f"wrote {tmp_path / 'out'}" in result.stderr.replace("\n", "")
+    assert read_image(tmp_path / "out" / "2.png").shape == (17, 24, 3)
+
+
+def test_one_pair_in_gray(tmp_path: Path, run: Any) -> None:
+    result = run("a/1.png", "b/1.png", "--color", "gray", output="fused.bmp")
+    assert result.exit_code == 0
+    assert read_image(tmp_path / "fused.bmp").shape == (17, 24)
+    assert result.stdout == ""
+
+
+def test_a_failing_pair_sets_the_exit_code(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "b" / "2.png").write_bytes(b"broken")
+    result = run("a", "b", "--json")
+    assert result.exit_code == 1
+    assert "2.png: not an image" in result.stderr.replace("\n", "")
+    assert "3 of 4 pairs" in result.stderr
+    assert list(json.loads(result.stdout)["failed"]) == ["2"]
+
+
+def test_errors(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "a" / "9.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    assert isinstance(run("a", "b").exception, InputError)
+    result = run("a/0.png", "b/0.png", "--every", "4")
+    assert "--every is for videos" in str(result.exception)
+
+
+def test_video(tmp_path: Path, run: Any) -> None:
+    cv2 = pytest.importorskip("cv2")
+    for name in ("v.avi", "i.avi"):
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+        for number in range(3):
+            writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
+        writer.release()
+    result = run("v.avi", "i.avi", "--json", output="fused.mp4")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["frames"] == 3
+    assert "3 frames of 48x64 on CPU" in result.stderr
+    result = run("v.avi", "i.avi", "--every", "5", output="again.mp4")
+    assert "ranks its channels inside the graph" in str(result.exception)
+    assert not (tmp_path / "again.mp4").exists()
+
+
+def test_help_teaches(run: Any) -> None:
+    app = typer.Typer()
+    app.command()(fuse)
+    text = " ".join(CliRunner(env={"COLUMNS": "120"}).invoke(app, ["--help"]).stdout.split())
+    for words in ("Example: upfusion fuse vis/ ir/", "--color", "--every", "exit code"):
+        assert words in text

@@ -1,0 +1,152 @@
+"""``upfusion fuse``: image pairs, folders or videos to fused ones."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from upfusion.cli.console import check_line, console, print_error, print_json, progress_bar, wrote
+
+SOME_FAILED = 1
+"""Exit code when pairs failed and the rest was written."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it; a video is complete up to there."""
+
+
+def fuse(
+    visible: Annotated[Path, typer.Argument(help="Visible image (or CT, PET, SPECT, GFP), folder, or video.")],
+    infrared: Annotated[Path, typer.Argument(help="Infrared image (or MRI, phase contrast), folder, or video.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="What fuses: a checkpoint, an ONNX file or an engine.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Image file or folder; video file for videos.")],
+    color: Annotated[
+        Literal["auto", "gray", "ycbcr"],
+        typer.Option(help="gray: luma only; ycbcr: with the visible image's colour; auto: ycbcr where it has colour."),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, tensorrt (ONNX Runtime's).")] = "auto",
+    text: Annotated[Path | None, typer.Option(help="Text feature for a checkpoint.", show_default=False)] = None,
+    every: Annotated[
+        int, typer.Option(min=1, help="Videos: rank channels anew every N frames, where the artifact supports it.")
+    ] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+) -> None:
+    """Fuse two images, two folders (matched by file name without suffix), or two videos.
+
+    png, jpg, bmp and tif, 8 or 16 bit; both images of a pair have the same size and show the same view. Fused images
+    in a folder are PNG. A pair that fails is named and the rest goes on; the exit code is then 1.
+
+    Example: upfusion fuse vis/ ir/ -m fusion.onnx -o fused/
+    """
+    from upfusion.cli.artifacts import open_fuser
+    from upfusion.runtime.errors import InputError
+    from upfusion.runtime.folder import fuse_files, output_paths, summary
+    from upfusion.runtime.pairs import find_pairs
+    from upfusion.runtime.video import is_video
+
+    _quiet_opencv()
+    if is_video(visible) and is_video(infrared):
+        _fuse_videos(visible, infrared, model, output, color=color, device=device, text=text, every=every, json=json)
+        return
+    if every != 1:
+        raise InputError("--every is for videos: single images are ranked one by one", "leave it out")
+    pairs = find_pairs(visible, infrared)
+    paths = output_paths(pairs, output)
+    with open_fuser(model, device=device, text=text) as fuser, progress_bar() as bar:
+        task = bar.add_task("fusing", total=len(pairs))
+        start = time.perf_counter()
+        result = fuse_files(fuser, pairs, paths, color=color, done=lambda name: bar.advance(task))
+        seconds = time.perf_counter() - start
+    for error in result.failed.values():
+        print_error(error)
+    rate = f"{len(result.written)} of {len(pairs)} pairs on {fuser.device} in {seconds:.1f} s"
+    check_line(not result.failed, "fuse", rate)
+    if result.written:
+        wrote(next(iter(result.written.values())) if len(paths) == 1 else output)
+    if json:
+        print_json({"model": str(model), "device": fuser.device, "seconds": seconds} | summary(result))
+    if result.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _fuse_videos(
+    visible: Path,
+    infrared: Path,
+    model: Path,
+    output: Path,
+    *,
+    color: Literal["auto", "gray", "ycbcr"],
+    device: str,
+    text: Path | None,
+    every: int,
+    json: bool,
+) -> None:
+    """Fuse two videos with a bar that shows frames per second."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from upfusion.cli.artifacts import open_fuser
+    from upfusion.runtime.errors import InputError
+    from upfusion.runtime.video import fuse_video
+
+    if every != 1:
+        raise InputError(
+            f"{model} ranks its channels inside the graph, on every frame: --every {every} has no effect it could have",
+            "leave --every out",
+        )
+    columns: list[Any] = [TextColumn("fusing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fps]}")]
+    with (
+        open_fuser(model, device=device, text=text) as fuser,
+        Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
+    ):
+        task = bar.add_task("fusing", total=None, fps="")
+        start = time.perf_counter()
+
+        def done() -> None:
+            bar.advance(task)
+            frames = bar.tasks[0].completed
+            bar.update(task, fps=f"{frames / (time.perf_counter() - start):.1f} frames/s")
+
+        result = fuse_video(
+            fuser,
+            visible,
+            infrared,
+            output,
+            color=color,
+            started=lambda frames: bar.update(task, total=frames or None),
+            done=done,
+        )
+        seconds = time.perf_counter() - start
+    height, width = result.size
+    check_line(
+        not result.stopped,
+        "fuse",
+        f"{result.frames} frames of {height}x{width} on {fuser.device} in {seconds:.1f} s, "
+        f"{result.frames / seconds:.1f} frames/s{', stopped before the end' if result.stopped else ''}",
+    )
+    if result.left_over:
+        console.print(f"{result.left_over} has more frames than the other video; they were left out")
+    wrote(output)
+    if json:
+        print_json(
+            {
+                "model": str(model),
+                "device": fuser.device,
+                "output": str(output),
+                "frames": result.frames,
+                "frames_per_second": result.frames / seconds,
+                "seconds": seconds,
+                "stopped": result.stopped,
+                "left_over": result.left_over,
+            }
+        )
+    if result.stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _quiet_opencv() -> None:
+    """Keep OpenCV's own lines off the terminal: what matters in them is said by our errors."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
