@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from upfusion import __version__
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
+from upfusion.export.rewrites import DEFAULTS, apply_rewrites
 from upfusion.export.simplify import simplify
 from upfusion.model.decisions import decision_points, imposing
 from upfusion.model.network import SIZE_MULTIPLE
@@ -64,6 +65,8 @@ class ExportOptions:
     """Image sizes; they are padded up to a multiple of 8."""
     batch: int = 1
     io: Literal["tensor"] = "tensor"
+    rewrites: tuple[str, ...] = DEFAULTS["tensorrt"]
+    """Names of the rewrites to apply (``upfusion.export.rewrites``); none gives the network as it was trained."""
     expose_ranks: bool = False
     """Add the decisions (names: ``upfusion.model.decisions``) as outputs."""
 
@@ -112,10 +115,12 @@ def export_onnx(
             'make one with: upfusion text "PROMPT" -o text.npz, then pass --text text.npz',
         )
     step("making the deploy form")
-    deploy, fixed = fix_text(checkpoint.model, text)
-    reference = deploy
+    reference, fixed = fix_text(checkpoint.model, text)
+    deploy = fix_text(checkpoint.model, text)[0]
+    reports = apply_rewrites(deploy, options.rewrites)
+    for report in reports:
+        log.info("%s: %d places%s", report.name, report.rewritten, "".join(f"; {near}" for near in report.skipped))
     if options.precision == "fp16":
-        deploy = fix_text(checkpoint.model, text)[0]
         use_half_maps(deploy)
     contract = contract_of(options)
     step("tracing the graph")
@@ -141,7 +146,8 @@ def export_onnx(
         opset=OPSET,
         versions=library_versions(),
         parity={},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        rewrites=tuple(report.name for report in reports if report.rewritten),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         tool_version=__version__,
     )
     with replacing(path) as temporary:

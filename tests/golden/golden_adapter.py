@@ -1,6 +1,6 @@
 """Run our network on golden cases, with every intermediate tensor under the golden files' name.
 
-python ../shared/golden/compare.py --recipe all --adapter tests/golden_adapter.py
+python ../shared/golden/compare.py --recipe all --adapter tests/golden/golden_adapter.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,47 @@
+"""A checkpoint as a backend: the reference that artifacts are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from upfusion.checkpoint import Checkpoint
+from upfusion.runtime.errors import InputError
+from upfusion.text import TextFeatures
+
+
+class TorchBackend:
+    """The trained network in float32 PyTorch on the CPU (or CUDA, with TF32 off). Not thread-safe."""
+
+    def __init__(self, checkpoint: Checkpoint, text: TextFeatures | None = None, device: str = "cpu") -> None:
+        """Take the network of a loaded checkpoint; ``text`` overrides the feature that it carries.
+
+        Raises:
+            InputError: there is no text feature.
+        """
+        text = text or checkpoint.text
+        if text is None:
+            raise InputError(
+                f"{checkpoint.path} carries no text feature, and the channel order depends on it",
+                'make one with: upfusion text "PROMPT" -o text.npz, then pass --text text.npz',
+            )
+        # TF32 flips near ties in the rankings: a reference does without it.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.device = device
+        self._model = checkpoint.model.to(device)
+        self._text = torch.from_numpy(text.features).to(device)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+        """Map ``visible`` (B, 3, H, W) and ``infrared`` (B, 1, H, W) to ``fused`` (B, 1, H, W), not clamped."""
+        images = (torch.from_numpy(inputs[name]).to(self.device) for name in ("visible", "infrared"))
+        with torch.inference_mode():
+            return {"fused": self._model(*images, self._text).cpu().numpy()}
+
+    def close(self) -> None:
+        """Let go of the network."""
+        del self._model
