@@ -14,7 +14,9 @@ native library must not take the caller along, and only so is the peak memory th
     library     the one loader of both libraries, with what each can do
 """
 
+from upfusion.export.builder.choice import choose_builder
 from upfusion.export.builder.engine import engine_from_onnx
+from upfusion.export.builder.gpus import installed_gpus
 from upfusion.export.builder.options import BUILDERS, BuildOptions
 
-__all__ = ["BUILDERS", "BuildOptions", "engine_from_onnx"]
+__all__ = ["BUILDERS", "BuildOptions", "choose_builder", "engine_from_onnx", "installed_gpus"]

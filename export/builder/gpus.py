@@ -30,7 +30,7 @@ class Gpu:
 def installed_gpus() -> list[Gpu]:
     """Return the GPUs in the driver's order; an empty list where there is no driver or no GPU.
 
-    cuda-core asks the library itself; where it is not installed, the driver's own ``nvidia-smi`` is asked.
+    cuda-core asks the library itself; where it cannot, the driver's own ``nvidia-smi`` is asked.
     """
     try:
         from cuda.core import system
@@ -49,7 +49,7 @@ def installed_gpus() -> list[Gpu]:
         ]
     except Exception as error:  # its errors share no public base: no driver, no library, no permission
         log.debug("NVML does not answer: %s", error)
-        return []
+        return _from_nvidia_smi()
 
 
 def _from_nvidia_smi() -> list[Gpu]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -89,3 +91,13 @@ def capabilities_of(module: Any) -> Capabilities:
         targets=tuple(name.lower() for name in names if name.startswith("SM")),
         streams_plan=hasattr(module.Builder, "build_serialized_network_to_stream"),
     )
+
+
+def main(name: BuilderName) -> None:
+    """Print what a library is, or why it does not load, as a line of JSON: the answer of a process started for it."""
+    try:
+        library = load(name)
+        answer = {"version": library.version, "targets": library.capabilities.targets}
+    except MissingDependencyError as error:
+        answer = {"problem": error.problem, "hint": error.hint}
+    sys.stdout.write(json.dumps(answer) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import signal
 import subprocess
@@ -11,8 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, TypeAlias
 
+from upfusion.export.builder.library import INSTALL, MODULES
 from upfusion.export.builder.messages import Failed, Finished, Log, Message, Progress, Request, message_from_line
-from upfusion.runtime.errors import BuildError
+from upfusion.export.builder.options import BuilderName
+from upfusion.runtime.errors import BuildError, MissingDependencyError
 
 log = logging.getLogger("upfusion.export.builder")
 
@@ -58,6 +61,24 @@ def build_in_worker(request: Request, on_progress: OnProgress | None = None) -> 
         finally:
             _stop(process)
         raise _death(process.returncode, request, stderr)
+
+
+def describe(name: BuilderName) -> tuple[str, tuple[str, ...]]:
+    """Load a library in a fresh process and return its version and the targets that it builds for without a GPU.
+
+    Raises:
+        UPFusionError: it is not installed, or does not load.
+    """
+    code = f"import sys; sys.path[:] = {sys.path!r}; from upfusion.export.builder.library import main; main({name!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
+    try:
+        answer = json.loads(run.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+        answer = {"problem": f"{MODULES[name]} does not load: {reason}", "hint": INSTALL[name]}
+    if "problem" in answer:
+        raise MissingDependencyError(answer["problem"], answer["hint"])
+    return answer["version"], tuple(answer["targets"])
 
 
 def _exchange(process: subprocess.Popen[str], request: Request) -> Iterator[Message]:
