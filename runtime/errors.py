@@ -11,6 +11,7 @@
     ├── DeviceError               no GPU, another GPU, a driver that does not fit, out of memory
     ├── ExportError               the ONNX graph could not be made, or is not the network
     ├── BuildError                the engine could not be built
+    ├── TrainingError             a training run that cannot go on
     └── VerificationError         two artifacts disagree by more than the tolerance
 
 Foreign exceptions are translated once, at the border where the foreign library is called. The command line
@@ -66,6 +67,10 @@ class ExportError(UPFusionError):
 
 class BuildError(UPFusionError):
     """The engine could not be built."""
+
+
+class TrainingError(UPFusionError):
+    """A training run that cannot go on: its gradient is no longer finite."""
 
 
 class VerificationError(UPFusionError):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,17 @@ import numpy.typing as npt
 from upfusion import __version__
 from upfusion.runtime import images, streaming
 from upfusion.runtime.artifact import open_backend
-from upfusion.runtime.backends.base import Arrays, Backend, BufferedBackend, Shape, SharedBackend
+from upfusion.runtime.backends.base import (
+    Arrays,
+    Backend,
+    BufferedBackend,
+    GpuBackend,
+    Shape,
+    SharedBackend,
+    TimedBackend,
+)
 from upfusion.runtime.errors import InputError
+from upfusion.runtime.gpu_arrays import is_on_gpu
 from upfusion.runtime.images import Image
 from upfusion.runtime.manifest import Contract
 from upfusion.runtime.pairs import Pair
@@ -127,7 +137,9 @@ class Fuser:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def __call__(self, visible: Any, infrared: Any, color: Color = "auto") -> Any:
+    def __call__(
+        self, visible: Any, infrared: Any, color: Color = "auto", *, stream: object = None, out: Any = None
+    ) -> Any:
         """Return the fused image of a pair, the array of a batch, or the list of a list of pairs; always uint8.
 
         One pair: ``visible`` (H, W, 3) RGB or (H, W), ``infrared`` (H, W), each uint8 or uint16; the result is (H, W)
@@ -137,6 +149,10 @@ class Fuser:
         With ``color="ycbcr"`` a gray (H, W) visible image gives a gray result. With ``"auto"`` so does one whose
         three channels are equal; of a batch array all results are coloured if one of the images is.
 
+        Arrays on the GPU (``__cuda_array_interface__`` or DLPack: CuPy, PyTorch, PyCUDA) are taken as the graph takes
+        them, and the result is on the GPU: uint8 images with an image-in, image-out engine, else padded float32
+        planes. They run on ``stream`` if given, which is then not waited for, and into ``out`` if given.
+
         Raises:
             InputError: arrays that are no images, sizes that differ or that the artifact does not take, or a colour
                 that it cannot give.
@@ -145,6 +161,10 @@ class Fuser:
         """
         if color not in COLORS:
             raise InputError(f"unknown color {color!r}", f"use one of {', '.join(COLORS)}")
+        if is_on_gpu(visible) or is_on_gpu(infrared):
+            return self._fuse_on_gpu(visible, infrared, color, stream, out)
+        if stream is not None or out is not None:
+            raise InputError("stream and out are for arrays on the GPU", "leave them out")
         if isinstance(visible, (list, tuple)):
             if not isinstance(infrared, (list, tuple)) or len(visible) != len(infrared):
                 count = len(infrared) if isinstance(infrared, (list, tuple)) else "no list"
@@ -234,6 +254,50 @@ class Fuser:
             for worker in [held.enter_context(self._worker()) for _ in self._workers]:
                 self._run(worker, [ramp] * self.contract.batch, [ramp] * self.contract.batch)
 
+    def parts_ms(self, visible: Image, infrared: Image, color: Color = "auto") -> dict[str, float]:
+        """Fuse one pair and return where the time goes, in milliseconds.
+
+        ``prepare`` and ``finish`` are the host's; between them ``copy_in``, ``compute`` and ``copy_out`` on the
+        device's clock and without a CUDA graph, or ``run`` for backends that do not tell them apart. What is missing
+        to a call's duration is waiting for a worker, and the launch.
+        """
+        clock = time.perf_counter
+        with self._worker() as worker:
+            start = clock()
+            inputs = self._filled(worker, [visible], [infrared])
+            filled = clock()
+            if isinstance(worker.backend, TimedBackend):
+                parts = worker.backend.parts_ms(inputs)
+                output = worker.backend.run(inputs)[self.contract.outputs[0].name]
+            else:
+                output = worker.backend.run(inputs)[self.contract.outputs[0].name]
+                parts = {"run": (clock() - filled) * 1e3}
+            ran = clock()
+            self._finished(output[0], visible, color)
+            return {"prepare": (filled - start) * 1e3, **parts, "finish": (clock() - ran) * 1e3}
+
+    def _fuse_on_gpu(self, visible: Any, infrared: Any, color: Color, stream: object, out: Any) -> Any:
+        """Return the fused image of arrays on the GPU, on the GPU."""
+        if not (is_on_gpu(visible) and is_on_gpu(infrared)):
+            raise InputError("one image is on the GPU and one in host memory", "put both images in one place")
+        if color not in ("auto", self._color_of_graph):
+            raise InputError(
+                f"on the GPU the artifact gives {self._color_of_graph}, not {color}",
+                f"export with --io image --color {color}",
+            )
+        one, two = (spec.name for spec in self.contract.inputs)
+        with self._worker() as worker:
+            if not isinstance(worker.backend, GpuBackend):
+                raise InputError(f"{self.name} on {self.device} takes arrays in host memory", "pass numpy arrays")
+            result = worker.backend.run_on_device(
+                {one: visible, two: infrared},
+                self.contract.outputs[0].name,
+                single=len(visible.shape) == len(self.contract.inputs[0].shape) - 1,
+                stream=stream,
+                out=out,
+            )
+        return result if out is None else out
+
     def _fuse(
         self, firsts: Sequence[Any], seconds: Sequence[Any], colors: Sequence[Color], *, numbered: bool
     ) -> list[Fused]:
@@ -261,6 +325,10 @@ class Fuser:
 
     def _run(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> npt.NDArray[Any]:
         """Return the graph's first output for images of one graph size: a view of the backend's buffer."""
+        return worker.backend.run(self._filled(worker, firsts, seconds))[self.contract.outputs[0].name]
+
+    def _filled(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> Arrays:
+        """Return the backend's input buffers with images of one graph size in them."""
         count = self.contract.batch if self._fixed_batch else len(firsts)
         height, width = self._graph_size(firsts[0].shape[0], firsts[0].shape[1])
         image_io = self.contract.io == "image"
@@ -280,7 +348,7 @@ class Fuser:
                 images.fill_infrared(second, inputs[two][place])
         for array in (inputs[one], inputs[two]):
             array[len(firsts) :] = array[:1]  # a fixed batch that is not full: any valid images will do
-        return worker.backend.run(inputs)[self.contract.outputs[0].name]
+        return inputs
 
     def _finished(self, fused: npt.NDArray[Any], first: Image, color: Color) -> Fused:
         """Return one image of the graph's output as the caller asked for it, in memory of its own."""

@@ -180,7 +180,7 @@ class Manifest:
                 "update upfusion, or export or build the artifact again",
             )
         try:
-            manifest: Manifest = _structured(record, cls)
+            manifest: Manifest = structured(record, cls)
             return manifest
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(
@@ -229,7 +229,7 @@ def read_manifest(artifact: str | Path) -> Manifest:
 T = TypeVar("T")
 
 
-def _structured(value: Any, kind: type[T] | Any) -> Any:
+def structured(value: Any, kind: type[T] | Any) -> Any:
     """Turn JSON values back into the dataclasses and tuples that ``kind`` names.
 
     Raises:
@@ -244,11 +244,11 @@ def _structured(value: Any, kind: type[T] | Any) -> Any:
         unknown = value.keys() - hints.keys()
         if unknown:
             raise TypeError(f"unknown fields {sorted(unknown)}")
-        return kind(**{name: _structured(item, hints[name]) for name, item in value.items()})
+        return kind(**{name: structured(item, hints[name]) for name, item in value.items()})
     if origin is types.UnionType or origin is typing.Union:
         for option in arguments:
             try:
-                return _structured(value, option)
+                return structured(value, option)
             except TypeError:
                 continue
         raise TypeError(f"{value!r:.40} is none of {kind}")
@@ -260,11 +260,11 @@ def _structured(value: Any, kind: type[T] | Any) -> Any:
         if not isinstance(value, list):
             raise TypeError(f"expected a list, found {value!r:.40}")
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_structured(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
+        return tuple(structured(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise TypeError(f"expected an object, found {value!r:.40}")
-        return {key: _structured(item, arguments[1]) for key, item in value.items()}
+        return {key: structured(item, arguments[1]) for key, item in value.items()}
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -14,6 +14,8 @@ Shape = tuple[int, ...]
 
 BACKENDS = {
     "onnxruntime": "upfusion.runtime.backends.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "upfusion.runtime.backends.tensorrt:TensorRTBackend",
+    "tensorrt-rtx": "upfusion.runtime.backends.tensorrt_rtx:TensorRTRTXBackend",
     "null": "upfusion.runtime.backends.null:NullBackend",
 }
 """Backend name -> module and class, imported when the backend is chosen."""
@@ -49,6 +51,24 @@ class SharedBackend(Protocol):
 
     def another(self) -> Backend:
         """Return a further execution context of the same loaded artifact."""
+
+
+@runtime_checkable
+class TimedBackend(Protocol):
+    """A backend that can tell what its device's time goes into."""
+
+    def parts_ms(self, inputs: Arrays) -> dict[str, float]:
+        """Run once and return the milliseconds of each part by name."""
+
+
+@runtime_checkable
+class GpuBackend(Protocol):
+    """A backend that takes arrays on its GPU and leaves the result there."""
+
+    def run_on_device(
+        self, inputs: Mapping[str, object], output: str, *, single: bool, stream: object, out: object
+    ) -> Any:
+        """Return one output on the GPU; see :class:`upfusion.runtime.backends.engine.EngineBackend`."""
 
 
 def symbols(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> dict[str, int]:

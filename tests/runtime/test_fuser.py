@@ -239,3 +239,9 @@ def test_warm_up_runs_every_context(make: Any) -> None:
 
     Fuser(Counting(make.tensor_contract()), make.tensor_contract(), contexts=2).warm_up()
     assert ran == [(1, 3, 32, 48)] * 2
+
+
+def test_parts_add_up_to_about_a_call(fuser: Fuser, noise: Any) -> None:
+    parts = fuser.parts_ms(noise((61, 83, 3)), noise((61, 83)))
+    assert list(parts) == ["prepare", "run", "finish"]
+    assert all(value > 0 for value in parts.values())
