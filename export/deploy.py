@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,45 +11,71 @@ from torch import Tensor, nn
 
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import recording
-from upfusion.model.layers import take_channels
+from upfusion.model.layers import spatial_mean, take_channels
 from upfusion.model.network import luma
-from upfusion.model.perturbation import ChannelPerturbation
+from upfusion.model.perturbation import ChannelPerturbation, SelectiveAttention
 from upfusion.text import TextFeatures
+
+Rank = Callable[[Tensor], Tensor]
+"""From pooled channels (B, 2C) to the best C of them, best first, (B, C)."""
+
+
+def stacked(streams: tuple[Tensor, ...]) -> Tensor:
+    """Return both streams as one (B, 2C, H, W) map, visible first."""
+    return streams[0] if len(streams) == 1 else torch.cat(streams, dim=1)
+
+
+class GatheredEntry(nn.Module):
+    """What a perturbation module makes of its two streams before the attention, as the paper reads."""
+
+    permutation: Tensor
+
+    def __init__(self, mix: nn.Conv2d, merge: nn.Conv2d, permutation: Tensor) -> None:
+        """Take over the trained convolutions; ``permutation`` holds 2C channel indices."""
+        super().__init__()
+        self.mix = mix
+        self.merge = merge
+        self.register_buffer("permutation", permutation)
+
+    def forward(self, streams: tuple[Tensor, ...], rank: Rank) -> tuple[Tensor, Tensor]:
+        """Return the maps of the query and of keys and values, (B, C, H, W) each, before their layer norms."""
+        both = stacked(streams)
+        mixed = self.mix(take_channels(both, rank(spatial_mean(both))))
+        return self.merge(mixed.index_select(1, self.permutation)), self.merge(both)
 
 
 class FixedOrderPerturbation(nn.Module):
     """A channel perturbation whose text permutation is a constant.
 
-    The text layers are gone; the permutation is a plain gather with constant indices. The squeeze branch stays: it
-    ranks per image.
+    The text layers are gone. The squeeze branch stays: it ranks per image. ``entry`` makes the attention's two
+    inputs; ``squash`` lies between the squeeze branch and the rank.
     """
-
-    permutation: Tensor
 
     def __init__(self, trained: ChannelPerturbation, permutation: Tensor) -> None:
         """Take over the trained module's parts; ``permutation`` holds 2C channel indices."""
         super().__init__()
         self.kept = trained.kept
         self.squeeze = trained.squeeze
-        self.mix = trained.mix
-        self.merge = trained.merge
-        self.norm_query = trained.norm_query
-        self.norm_source = trained.norm_source
-        self.attention = trained.attention
-        self.norm_feed_forward = trained.norm_feed_forward
-        self.feed_forward = trained.feed_forward
+        self.squash: nn.Module = nn.Sigmoid()
         self.score = trained.score
         self.order = trained.order
-        self.register_buffer("permutation", permutation)
+        self.entry: nn.Module = GatheredEntry(trained.mix, trained.merge, permutation)
+        self.norm_query: nn.Module = trained.norm_query
+        self.norm_source: nn.Module = trained.norm_source
+        self.attention: nn.Module = trained.attention
+        self.norm_feed_forward: nn.Module = trained.norm_feed_forward
+        self.feed_forward: nn.Module = trained.feed_forward
 
-    rank = ChannelPerturbation.rank
+    def rank(self, pooled: Tensor) -> Tensor:
+        """Return the best C of 2C channels, best first, as (B, C) indices, from their means (B, 2C)."""
+        weights: Tensor = self.score(self.squash(self.squeeze(pooled)))
+        order: Tensor = self.order(weights.topk(self.kept, dim=1).indices)
+        return order
 
-    def forward(self, visible: Tensor, infrared: Tensor, text: None = None) -> Tensor:
-        """Map two (B, C, H, W) streams to (B, C, H, W)."""
-        both = torch.cat([visible, infrared], dim=1)
-        mixed = self.mix(take_channels(both, self.rank(both)))  # type: ignore[misc]
-        query = self.merge(mixed.index_select(1, self.permutation))
-        attended: Tensor = self.attention(self.norm_query(query), self.norm_source(self.merge(both)))
+    def forward(self, *streams: Tensor) -> Tensor:
+        """Map two (B, C, H, W) streams, or one (B, 2C, H, W) that holds both, to (B, C, H, W)."""
+        query, source = self.entry(streams, self.rank)
+        attended: Tensor = self.attention(self.norm_query(query), self.norm_source(source))
         return attended + self.feed_forward(self.norm_feed_forward(attended))
 
 
@@ -64,12 +90,19 @@ class FixedText:
 
 
 class DeployNetwork(nn.Module):
-    """The trained network with constants in place of the text: ``(visible, infrared) -> fused``."""
+    """The trained network with constants in place of the text: ``(visible, infrared) -> fused``.
+
+    A rewrite replaces modules inside ``network``, or puts a module of its own in place of one of the network's three
+    stages: ``front_end`` (planes -> two streams), ``encode`` (streams -> levels), ``decode`` (maps -> image).
+    """
 
     def __init__(self, network: FusionNetwork) -> None:
         """Own ``network``, whose perturbation modules no longer read text."""
         super().__init__()
         self.network = network
+        self.front_end: nn.Module | None = None
+        self.encode: nn.Module | None = None
+        self.decode: nn.Module | None = None
 
     @property
     def map_dtype(self) -> torch.dtype:
@@ -93,10 +126,11 @@ class DeployNetwork(nn.Module):
 
     def _fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
         network = self.network
-        first, second = network.front_end(luma(visible), luma(infrared))
-        levels = network.encode(first.to(self.map_dtype), second.to(self.map_dtype))
-        fused = [perturb(*streams, None) for perturb, streams in zip(network.perturbations, levels, strict=True)]
-        return network.decode(fused).to(visible.dtype)
+        streams = (self.front_end or network.front_end)(luma(visible), luma(infrared))
+        levels = (self.encode or network.encode)(*(stream.to(self.map_dtype) for stream in streams))
+        fused = [perturb(*level) for perturb, level in zip(network.perturbations, levels, strict=True)]
+        image: Tensor = (self.decode or network.decode)(fused)
+        return image.to(visible.dtype)
 
 
 def fix_text(model: FusionNetwork, text: TextFeatures) -> tuple[DeployNetwork, FixedText]:
@@ -121,6 +155,10 @@ def fix_text(model: FusionNetwork, text: TextFeatures) -> tuple[DeployNetwork, F
     return DeployNetwork(network), FixedText(permutations=permutations, smallest_gaps=gaps)
 
 
+FRONT_END = ("embed_visible", "embed_infrared", "pruning", "expand", "modulate_visible", "modulate_infrared")
+"""The parts of the network whose maps stay float32."""
+
+
 def use_half_maps(deploy: DeployNetwork) -> None:
     """Turn every convolution behind the front end to FP16; change nothing else.
 
@@ -129,20 +167,11 @@ def use_half_maps(deploy: DeployNetwork) -> None:
     statistics (``upfusion.model.layers.widen``).
     """
     network = deploy.network
-    behind = [
-        network.encoders_visible,
-        network.encoders_infrared,
-        network.downs,
-        network.perturbations,
-        network.ups,
-        network.reduces,
-        network.decoders,
-        network.refinement,
-        network.output,
-    ]
-    for part in behind:
-        for module in part.modules():
+    behind = [part for name, part in network.named_children() if name not in FRONT_END]
+    for part in (*behind, deploy.encode, deploy.decode):
+        for module in part.modules() if part else ():
             if isinstance(module, nn.Conv2d):
                 module.half()
     for perturb in network.perturbations:
-        perturb.attention.output_scale.data = perturb.attention.output_scale.data.half()
+        if isinstance(perturb.attention, SelectiveAttention):
+            perturb.attention.output_scale.data = perturb.attention.output_scale.data.half()

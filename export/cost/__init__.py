@@ -1,0 +1,1 @@
+"""What a graph costs to run: operations, bytes, memory, and the time they take at best."""

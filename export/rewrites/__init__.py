@@ -1,0 +1,74 @@
+"""Exact rewrites of the deploy form: each is an identity over the reals, proven in float64 by its test.
+
+A rewrite changes the :class:`~upfusion.export.deploy.DeployNetwork` in place and reports. ``REWRITES`` is the order in
+which they run; later ones may need what earlier ones expose, and decline with a reason without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
+
+from upfusion.export.deploy import DeployNetwork
+from upfusion.export.rewrites.fold_front_end import fold_front_end
+from upfusion.export.rewrites.fold_layer_norm import fold_layer_norm
+from upfusion.export.rewrites.fold_norm_scale import fold_norm_scale
+from upfusion.export.rewrites.fold_prompt import fold_prompt
+from upfusion.export.rewrites.fold_reductions import fold_reductions
+from upfusion.export.rewrites.fold_trunk_scales import fold_trunk_scales
+from upfusion.export.rewrites.gather_weights import gather_weights
+from upfusion.export.rewrites.group_feed_forward import group_feed_forward, split_gate
+from upfusion.export.rewrites.merge_attention_output import merge_attention_output
+from upfusion.export.rewrites.normalize_gram import normalize_gram
+from upfusion.export.rewrites.pad_hidden import pad_hidden
+from upfusion.export.rewrites.pair_encoders import pair_encoders
+from upfusion.export.rewrites.rank_logits import rank_logits
+from upfusion.export.rewrites.read_streams_once import read_streams_once
+from upfusion.export.rewrites.report import RewriteReport
+from upfusion.export.rewrites.threshold_mask import threshold_mask
+from upfusion.runtime.errors import InputError
+
+Rewrite = Callable[[DeployNetwork], RewriteReport]
+Target = Literal["tensorrt", "cpu"]
+
+REWRITES: tuple[Rewrite, ...] = (
+    fold_prompt,
+    rank_logits,
+    gather_weights,
+    read_streams_once,
+    threshold_mask,
+    fold_front_end,
+    fold_trunk_scales,
+    normalize_gram,
+    merge_attention_output,
+    fold_norm_scale,
+    pad_hidden,
+    group_feed_forward,
+    split_gate,
+    fold_layer_norm,
+    fold_reductions,
+    pair_encoders,
+)
+
+NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
+
+DEFAULTS: Mapping[Target, tuple[str, ...]] = {
+    "tensorrt": tuple(name for name in NAMES if name not in ("group_feed_forward", "fold_layer_norm")),
+    "cpu": tuple(name for name in NAMES if name not in ("group_feed_forward",)),
+}
+"""What is on without further words; the measurements behind it are in ``benchmarks/results/rewrites.json``."""
+
+LEAN = ("group_feed_forward",)
+"""What ``--lean`` adds."""
+
+
+def apply_rewrites(deploy: DeployNetwork, names: Collection[str]) -> list[RewriteReport]:
+    """Run the named rewrites in the order of ``REWRITES`` and return what each did.
+
+    Raises:
+        InputError: a name that is no rewrite.
+    """
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise InputError(f"no rewrite is called {', '.join(unknown)}", f"the rewrites are: {', '.join(NAMES)}")
+    return [rewrite(deploy) for rewrite in REWRITES if rewrite.__name__ in names]
