@@ -17,11 +17,17 @@ from torch import Tensor, nn
 
 
 def decision_points(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the identities that each decision passes through, by name, in the order of the forward pass."""
-    points: dict[str, nn.Module] = {"scpm.order": network.pruning.order}  # type: ignore[union-attr, dict-item]
+    """Return the identities that each decision passes through, by name, in the order of the forward pass.
+
+    A form whose decisions are constants has no ``order`` in its modules, and no points.
+    """
+    points: dict[str, nn.Module] = {}
+    if hasattr(network.pruning, "order"):
+        points["scpm.order"] = network.pruning.order  # type: ignore[union-attr, assignment]
     for level, perturb in enumerate(network.perturbations, start=1):  # type: ignore[arg-type]
-        points[f"tcpm{level}.order"] = perturb.order
-        points[f"tcpm{level}.keep"] = perturb.attention.keep
+        if hasattr(perturb, "order"):
+            points[f"tcpm{level}.order"] = perturb.order
+            points[f"tcpm{level}.keep"] = perturb.attention.keep
     return points
 
 

@@ -1,0 +1,60 @@
+"""How clear a decision was: the gaps between the values that it ranked.
+
+Names of decisions are those of ``upfusion.model.decisions``; the values behind an order lie in the same module's
+``score`` identity, those behind a mask in ``logits``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def value_points(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the identities that carry the values behind each decision, by the decision's name."""
+    points: dict[str, nn.Module] = {"scpm.order": network.pruning.score}  # type: ignore[union-attr, dict-item]
+    for level, perturb in enumerate(network.perturbations, start=1):  # type: ignore[arg-type]
+        points[f"tcpm{level}.order"] = perturb.score
+        points[f"tcpm{level}.keep"] = perturb.attention.logits
+    return points
+
+
+@contextlib.contextmanager
+def recording_values(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that each forward pass inside the block fills with the values behind each decision."""
+    seen: dict[str, Tensor] = {}
+
+    def recorder(name: str):
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    handles = [point.register_forward_hook(recorder(name)) for name, point in value_points(network).items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def order_margins(values: Tensor, chosen: int) -> Tensor:
+    """Return the gaps of neighbours in descending order, (B, k), up to the first value that was not chosen.
+
+    Args:
+        values: (B, n), what was ranked.
+        chosen: how many of them the decision takes; with ``chosen == n`` there are n - 1 gaps.
+    """
+    ordered = values.double().sort(dim=-1, descending=True).values
+    return -ordered.diff(dim=-1)[..., :chosen]
+
+
+def mask_margins(logits: Tensor, keep: Tensor) -> Tensor:
+    """Return, for each row, the smallest logit kept minus the largest dropped: (B, heads, c)."""
+    wide = logits.double()
+    kept = wide.masked_fill(~keep, torch.inf).amin(-1)
+    dropped = wide.masked_fill(keep, -torch.inf).amax(-1)
+    return kept - dropped
