@@ -1,7 +1,7 @@
 """Time the paper's metrics beside a plain formulation with ``scipy.signal.convolve2d``, in one run.
 
-    python benchmarks/metrics.py                 # the 480x640 golden case of ../shared, or a generated triple
-    python benchmarks/metrics.py --images A.png B.png F.png
+    python -m benchmarks.metrics                 # the 480x640 golden case of ../shared, or a generated triple
+    python -m benchmarks.metrics --images A.png B.png F.png
 
 Both run on one thread on the same images, interleaved, and must agree. "Cold" computes everything, the phase
 congruency filters of this size included; "kept" is a further fused image of the same two sources.
@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import math
-import os
 import platform
 import shlex
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 import scipy
 from scipy.signal import convolve2d
 
+from benchmarks.machine import machine
 from upfusion.metrics import Sources, evaluate, evaluate_sources
 from upfusion.metrics.phase_congruency import filter_bank
 from upfusion.runtime.files import replacing
@@ -207,15 +207,6 @@ def load(paths: list[str] | None) -> tuple[list[np.ndarray], str]:
     return images, source
 
 
-def machine() -> dict[str, object]:
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "system": platform.platform()}
-
-
 def measure(a: np.ndarray, b: np.ndarray, f: np.ndarray, repeats: int) -> dict[str, object]:
     def cold(names: tuple[str, ...]) -> dict[str, float]:
         filter_bank.cache_clear()
@@ -255,7 +246,7 @@ def main() -> None:
     result = {
         "what": "metrics of one triple on one thread; best of the repeats",
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/metrics.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.metrics", *sys.argv[1:]]),
         "machine": machine(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
         | {"scipy": scipy.__version__},

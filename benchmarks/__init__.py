@@ -1,0 +1,1 @@
+"""Measurements that write their figures, with the machine and the command, to ``benchmarks/results``."""
