@@ -82,8 +82,14 @@ def _open_engine(path: Path, kind: str, device_id: int, options: Any) -> tuple[B
             f"{path}: its manifest names the builder {builder or 'of no engine'}, which this upfusion does not know",
             "build it again with upfusion build",
         )
-    if not manifest.acceptance:
-        log.warning("%s was never accepted: upfusion accept %s --data VISIBLE INFRARED", path.name, path)
+    verdict = manifest.acceptance.get("verdict")
+    if verdict != "accepted":
+        log.warning(
+            "%s was %s: upfusion accept %s --data VISIBLE INFRARED",
+            path.name,
+            "never accepted" if verdict is None else f"not accepted ({verdict})",
+            path,
+        )
     backend: Backend = _backend_class(builder)(path, manifest, options, device_id=device_id)
     return backend, manifest
 

@@ -273,7 +273,7 @@ class Fuser:
                 output = worker.backend.run(inputs)[self.contract.outputs[0].name]
                 parts = {"run": (clock() - filled) * 1e3}
             ran = clock()
-            self._finished(output[0], visible, color)
+            self._finished(worker, output[0], visible, color)
             return {"prepare": (filled - start) * 1e3, **parts, "finish": (clock() - ran) * 1e3}
 
     def _fuse_on_gpu(self, visible: Any, infrared: Any, color: Color, stream: object, out: Any) -> Any:
@@ -319,7 +319,7 @@ class Fuser:
             with self._worker() as worker:
                 fused = self._run(worker, firsts[start:stop], seconds[start:stop])
                 for place in range(start, stop):
-                    results.append(self._finished(fused[place - start], firsts[place], colors[place]))
+                    results.append(self._finished(worker, fused[place - start], firsts[place], colors[place]))
             start = stop
         return results
 
@@ -344,13 +344,13 @@ class Fuser:
                 inputs[one][place] = first if first.ndim == 3 else first[..., None]
                 inputs[two][place] = second
             else:
-                images.fill_visible(first, inputs[one][place])
-                images.fill_infrared(second, inputs[two][place])
+                images.fill_visible(first, inputs[one][place], worker.scratch)
+                images.fill_infrared(second, inputs[two][place], worker.scratch)
         for array in (inputs[one], inputs[two]):
             array[len(firsts) :] = array[:1]  # a fixed batch that is not full: any valid images will do
         return inputs
 
-    def _finished(self, fused: npt.NDArray[Any], first: Image, color: Color) -> Fused:
+    def _finished(self, worker: _Worker, fused: npt.NDArray[Any], first: Image, color: Color) -> Fused:
         """Return one image of the graph's output as the caller asked for it, in memory of its own."""
         if self.contract.io == "image":
             gray_wanted = first.ndim == 2 or (color == "auto" and not images.is_coloured(first))
@@ -368,7 +368,7 @@ class Fuser:
             gray = images.finish(fused[0], height, width)
         if color == "gray" or first.ndim == 2 or (color == "auto" and not images.is_coloured(first)):
             return gray
-        return images.merge_chroma(first, gray)
+        return images.merge_chroma(first, gray, worker.scratch)
 
     def _graph_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size that images of this size have inside the graph.
@@ -435,6 +435,7 @@ class _Worker:
         self.buffers: Callable[[Mapping[str, Shape]], Arrays] = (
             backend.buffers if isinstance(backend, BufferedBackend) else self._arrays
         )
+        self.scratch = images.Scratch()
         self._types = {spec.name: spec.dtype for spec in contract.inputs}
         self._last: tuple[Mapping[str, Shape], Arrays] = ({}, {})
 

@@ -9,8 +9,10 @@ Images are (H, W) or (H, W, 3) arrays in RGB order, uint8 or uint16. Planes are 
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
 
 _PER_LEVEL = {np.dtype(np.uint8): np.float32(255), np.dtype(np.uint16): np.float32(65535)}
 _LEVELS = np.float32(255)
+_IN_0_1 = np.arange(256, dtype=np.float32) / _LEVELS
+"""Byte -> value in 0..1."""
 
 
 def read_image(path: str | Path) -> Image:
@@ -151,6 +155,21 @@ def padded_size(height: int, width: int, multiple: int = MULTIPLE) -> tuple[int,
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
+class Scratch:
+    """Memory for the steps in between, kept from one image to the next of the same size. One per thread."""
+
+    def __init__(self) -> None:
+        self._size = (0, 0)
+
+    def hold(self, height: int, width: int) -> None:
+        """Make the arrays fit images of this size."""
+        if self._size != (height, width):
+            self._size = (height, width)
+            self.levels = np.empty((3, height, width), np.uint8)
+            self.values = np.empty((3, height, width), np.float32)
+            self.plane = np.empty((height, width), np.float32)
+
+
 def prepare(first: Image, second: Image, multiple: int = MULTIPLE) -> tuple[Planes, Planes]:
     """Return one pair as the network's inputs: (1, 3, H, W) and (1, 1, H, W) float32 in 0..1, padded.
 
@@ -160,35 +179,35 @@ def prepare(first: Image, second: Image, multiple: int = MULTIPLE) -> tuple[Plan
     height, width = padded_size(first.shape[0], first.shape[1], multiple)
     visible = np.empty((1, 3, height, width), np.float32)
     infrared = np.empty((1, 1, height, width), np.float32)
-    fill_visible(first, visible[0])
-    fill_infrared(second, infrared[0])
+    scratch = Scratch()
+    fill_visible(first, visible[0], scratch)
+    fill_infrared(second, infrared[0], scratch)
     return visible, infrared
 
 
-def fill_visible(image: Image, planes: Planes) -> None:
+def fill_visible(image: Image, planes: Planes, scratch: Scratch) -> None:
     """Write an image into (3, H, W) planes that are at least as large, padded by reflection."""
     if image.ndim == 2:
         _fill(image, planes[0])
         planes[1:] = planes[0]
         return
-    for channel in range(3):
-        _fill(image[..., channel], planes[channel])
+    for channel, plane in zip(_channels(image, scratch), planes, strict=True):
+        _fill(channel, plane)
 
 
-def fill_infrared(image: Image, planes: Planes) -> None:
+def fill_infrared(image: Image, planes: Planes, scratch: Scratch) -> None:
     """Write an image into (1, H, W) planes that are at least as large, padded by reflection."""
     if image.ndim == 2:
         _fill(image, planes[0])
         return
     height, width = image.shape[:2]
-    planes[0, :height, :width] = luma(image) / _PER_LEVEL[image.dtype]
+    np.divide(_luma(image, scratch), _PER_LEVEL[image.dtype], out=planes[0, :height, :width])
     _reflect(planes[0], height, width)
 
 
 def luma(image: Image) -> Planes:
     """Return 0.299 R + 0.587 G + 0.114 B of an (H, W, 3) image in its own levels, float32, not rounded."""
-    result: Planes = LUMA[0] * image[..., 0] + LUMA[1] * image[..., 1] + LUMA[2] * image[..., 2]
-    return result
+    return _luma(image, Scratch())
 
 
 def finish(fused: Planes, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
@@ -199,26 +218,25 @@ def finish(fused: Planes, height: int, width: int, out: npt.NDArray[np.uint8] | 
     Raises:
         ArtifactError: the plane holds NaN or infinite values.
     """
+    import cv2
+
     plane = fused[:height, :width]
     low, high = float(plane.min()), float(plane.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ArtifactError(
             "the fused image holds NaN or infinite values",
             "the artifact overflows on this pair: check it with upfusion accept, or export again with --precision fp32",
         )
-    if low < 0 or high > 1:
-        np.clip(plane, 0, 1, out=plane)
-    np.multiply(plane, _LEVELS, out=plane)
-    np.rint(plane, out=plane)
+    if low < 0:
+        np.maximum(plane, 0, out=plane)
     if out is None:
         out = np.empty((height, width), np.uint8)
-    np.copyto(out, plane, casting="unsafe")
+    # One pass over the image: |x * 255| in float32, rounded half to even and saturated, so that 1 is the upper limit.
+    cv2.convertScaleAbs(plane, out, float(_LEVELS))
     return out
 
 
-def merge_chroma(
-    first: Image, fused: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8] | None = None
-) -> npt.NDArray[np.uint8]:
+def merge_chroma(first: Image, fused: npt.NDArray[np.uint8], scratch: Scratch | None = None) -> npt.NDArray[np.uint8]:
     """Return the fused gray image with the first image's chroma put back: (H, W, 3) RGB uint8.
 
     Full-range BT.601 (JFIF) YCbCr with Cb and Cr of the first image in float32 and Y = ``fused``. Since
@@ -226,33 +244,62 @@ def merge_chroma(
 
         RGB' = RGB + (Y' - Y),  rounded half to even, clipped to 0..255
 
-    A 16-bit first image is scaled to 0..255 (divided by 257) beforehand. A gray one gives a gray result.
+    A 16-bit first image is scaled to 0..255 (divided by 257) beforehand. A gray one gives three equal channels.
     """
-    height, width = fused.shape
-    if out is None:
-        out = np.empty((height, width, 3), np.uint8)
+    import cv2
+
+    out = np.empty((*fused.shape, 3), np.uint8)
     if first.ndim == 2:
         out[...] = fused[..., None]
         return out
+    scratch = scratch or Scratch()
+    shift = _luma(first, scratch)  # leaves the channels in scratch.values
     scale = _PER_LEVEL[first.dtype] / _LEVELS
-    shift = luma(first)
     if scale != 1:
-        shift /= scale
+        np.divide(scratch.values, scale, out=scratch.values)
+        np.divide(shift, scale, out=shift)
     np.subtract(fused, shift, out=shift)
-    plane = np.empty((height, width), np.float32)
-    for channel in range(3):
-        np.divide(first[..., channel], scale, out=plane)
-        plane += shift
-        np.rint(plane, out=plane)
-        np.clip(plane, 0, 255, out=plane)
-        np.copyto(out[..., channel], plane, casting="unsafe")
+    for values, levels in zip(scratch.values, scratch.levels, strict=True):
+        # float32 on both sides: with bytes on one, OpenCV would round the other before it adds.
+        cv2.add(values, shift, levels, None, cv2.CV_8U)
+    cv2.merge(list(scratch.levels), out)
     return out
+
+
+def _luma(image: Image, scratch: Scratch) -> Planes:
+    """Return 0.299 R + 0.587 G + 0.114 B in the image's own levels, not rounded; ``scratch.values`` gets R, G, B."""
+    channels = _channels(image, scratch)
+    values, plane = scratch.values, scratch.plane
+    for target, channel in zip(values, channels, strict=True):
+        np.copyto(target, channel)
+    np.multiply(values[0], LUMA[0], out=plane)
+    plane += values[1] * LUMA[1]
+    plane += values[2] * LUMA[2]
+    return plane
+
+
+def _channels(image: Image, scratch: Scratch) -> Sequence[npt.NDArray[Any]]:
+    """Return R, G and B of an image; those of bytes lie in ``scratch.levels``."""
+    import cv2
+
+    scratch.hold(image.shape[0], image.shape[1])
+    if image.dtype != np.uint8:
+        return [image[..., channel] for channel in range(3)]
+    levels = list(scratch.levels)
+    cv2.split(image, levels)
+    return levels
 
 
 def _fill(channel: npt.NDArray[Any], plane: Planes) -> None:
     """Write one channel of integers as values in 0..1 into a plane, and pad it."""
+    import cv2
+
     height, width = channel.shape
-    np.divide(channel, _PER_LEVEL[channel.dtype], out=plane[:height, :width])
+    inside = plane[:height, :width]
+    if channel.dtype == np.uint8:
+        cv2.LUT(channel, _IN_0_1, inside)  # three times as fast as dividing
+    else:
+        np.divide(channel, _PER_LEVEL[channel.dtype], out=inside)
     _reflect(plane, height, width)
 
 

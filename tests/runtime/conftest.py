@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from upfusion.runtime.backends.onnxruntime import OnnxRuntimeOptions
 from upfusion.runtime.manifest import (
     METADATA_KEY,
     Contract,
@@ -154,6 +155,8 @@ def make() -> Any:
         manifest = staticmethod(manifest_for)
         one_size = staticmethod(one_size)
         any_size = ANY
+        options = OnnxRuntimeOptions(threads=1, spin=False)
+        """On the CPU, without threads that compete with other tests."""
 
     return Makers
 

@@ -97,7 +97,7 @@ def test_devices(tmp_path: Path, make: Any, caplog: Any) -> None:
     for name in ("gpu", "cpu:1", "cuda:x", ""):
         with pytest.raises(InputError, match="unknown device"):
             load(path, device=name)
-    with caplog.at_level(logging.INFO), load(path, device="cpu") as fuser:
+    with caplog.at_level(logging.INFO), load(path, device="cpu", options=make.options) as fuser:
         assert fuser.device == "CPU"
     assert "tiny.onnx runs on CPU" in caplog.text
 
@@ -165,7 +165,7 @@ def test_extra_outputs_are_passed_on(tmp_path: Path, make: Any, noise: Any) -> N
     outputs = backend.run(inputs)
     assert outputs["scpm.order"].tolist() == [[0], [0], [3], [4]]
     assert outputs["fused"][0, 0, 3, 4] == np.float32(0.5)
-    with load(path, device="cpu") as fuser:
+    with load(path, options=make.options) as fuser:
         assert fuser(noise((16, 24, 3)), noise((16, 24))).shape == (16, 24, 3)
 
 

@@ -28,7 +28,7 @@ def pairs(tmp_path: Path, noise: Any) -> list[Pair]:
 
 @pytest.fixture
 def fuser(tmp_path: Path, make: Any) -> Any:
-    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), device="cpu") as loaded:
+    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), options=make.options) as loaded:
         yield loaded
 
 

@@ -32,7 +32,7 @@ def assert_same(found: np.ndarray, visible: np.ndarray, infrared: np.ndarray) ->
 
 @pytest.fixture
 def fuser(tmp_path: Path, make: Any) -> Any:
-    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), device="cpu") as loaded:
+    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), options=make.options) as loaded:
         yield loaded
 
 
@@ -152,7 +152,7 @@ def test_arrays_that_do_not_fit(fuser: Fuser, noise: Any) -> None:
 def test_image_graphs(tmp_path: Path, make: Any, noise: Any, color: str) -> None:
     path = make.onnx(tmp_path / "tiny.onnx", make.image_contract(color))
     visible, infrared = noise((17, 23, 3)), noise((17, 23), seed=1)
-    with load(path, device="cpu") as fuser:
+    with load(path, options=make.options) as fuser:
         fused = fuser(visible, infrared)
         if color == "gray":
             assert np.array_equal(fused, images.merge_chroma(visible, infrared))
@@ -181,7 +181,7 @@ def test_results_are_the_callers_own(fuser: Fuser, noise: Any) -> None:
 def test_threads_share_a_fuser(tmp_path: Path, make: Any, noise: Any, contexts: int) -> None:
     path = make.onnx(tmp_path / "tiny.onnx", make.tensor_contract())
     pairs = [(noise((16, 24, 3), seed=seed), noise((16, 24), seed=seed + 50)) for seed in range(8)]
-    with load(path, device="cpu", contexts=contexts) as fuser:
+    with load(path, options=make.options, contexts=contexts) as fuser:
         alone = [fuser(*pair) for pair in pairs]
         wrong: list[int] = []
 

@@ -103,7 +103,7 @@ def test_a_failing_pair_is_named_and_the_rest_goes_on(tmp_path: Path, make: Any,
             size = (640, 640) if name == "4" else (16, 24)
             write_image(tmp_path / folder / f"{name}.png", noise((*size, *channels)))
     (tmp_path / "b" / "2.png").write_bytes(b"broken")
-    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), device="cpu") as fuser:
+    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), options=make.options) as fuser:
         outcomes = list(fuser.stream(find_pairs(tmp_path / "a", tmp_path / "b")))
     assert [outcome.error is None for outcome in outcomes] == [True, False, True, False]
     with pytest.raises(InputError, match=r"b/2\.png: not an image"):

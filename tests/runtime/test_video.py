@@ -42,7 +42,7 @@ def read(path: Path) -> list[np.ndarray]:
 
 @pytest.fixture
 def fuser(tmp_path: Path, make: Any) -> Any:
-    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), device="cpu") as loaded:
+    with load(make.onnx(tmp_path / "tiny.onnx", make.tensor_contract()), options=make.options) as loaded:
         yield loaded
 
 
@@ -178,6 +178,6 @@ def test_frames_that_did_not_reach_the_disk_are_missed(
 def test_a_frame_that_the_artifact_refuses_is_numbered(tmp_path: Path, make: Any) -> None:
     visible, infrared = write(tmp_path / "v.avi", 2), write(tmp_path / "i.avi", 2)
     path = make.onnx(tmp_path / "tiny.onnx", make.tensor_contract(make.one_size(32, 32)))
-    with load(path, device="cpu") as fuser, pytest.raises(InputError, match="frame 0: the images have 48x64"):
+    with load(path, options=make.options) as fuser, pytest.raises(InputError, match="frame 0: the images have 48x64"):
         fuse_video(fuser, visible, infrared, tmp_path / "fused.mp4")
     assert not (tmp_path / "fused.mp4").exists()
