@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 Color = Literal["auto", "gray", "ycbcr"]
 """Colour of the result: luma only, or with the chroma of the first image; ``auto``: ycbcr if that is coloured."""
 
+Channels = Literal["rgb", "bgr"]
+"""Order of the colour channels in the caller's images; OpenCV's captures give ``bgr``."""
+
 COLORS: tuple[Color, ...] = ("auto", "gray", "ycbcr")
 Fused = npt.NDArray[np.uint8]
 
@@ -53,6 +56,7 @@ def load(
     device: str = "auto",
     contexts: int = 1,
     max_batch: int | None = None,
+    channels: Channels = "rgb",
     warm_up: bool | None = None,
     options: Any = None,
 ) -> Fuser:
@@ -60,7 +64,8 @@ def load(
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt`` (ONNX Runtime's provider of that name), or ``auto``, which
     takes the GPU where the installed libraries can use one and says in the log what it took. A device that is asked
-    for by name is used, or the call fails. ``options``: the backend's own, such as ``OnnxRuntimeOptions``.
+    for by name is used, or the call fails. ``channels``: colour order of the images that you will hand in and get
+    back. ``options``: the backend's own, ``OnnxRuntimeOptions`` or ``EngineOptions``.
     ``warm_up`` runs once before returning; by default on GPUs, where the first run compiles and allocates.
 
     Raises:
@@ -80,6 +85,7 @@ def load(
         sha256=manifest.sha256,
         contexts=contexts,
         max_batch=max_batch,
+        channels=channels,
     )
     log.info("%s runs on %s", path.name, fuser.device)
     if warm_up or (warm_up is None and fuser.device != "CPU"):
@@ -103,16 +109,19 @@ class Fuser:
         sha256: str = "",
         contexts: int = 1,
         max_batch: int | None = None,
+        channels: Channels = "rgb",
     ) -> None:
         """Take over a backend; it is closed with the fuser.
 
         ``name`` is the artifact's and ``source`` the checkpoint's file name, for messages; ``sha256`` is the
         artifact's, for provenance. ``max_batch`` limits how many pairs run at once where the graph leaves the batch
-        open; it is the contract's by default.
+        open; it is the contract's by default. ``channels`` is the colour order of the caller's images and results.
 
         Raises:
-            InputError: several contexts of a backend that has one, or a batch that is not positive.
+            InputError: several contexts of a backend that has one, a batch that is not positive, an unknown order.
         """
+        if channels not in ("rgb", "bgr"):
+            raise InputError(f"unknown order of channels {channels!r}", "use rgb or bgr")
         if contexts < 1 or (max_batch is not None and max_batch < 1):
             raise InputError(f"contexts={contexts}, max_batch={max_batch}: both must be at least 1", "leave them out")
         if contexts > 1 and not isinstance(backend, SharedBackend):
@@ -121,6 +130,8 @@ class Fuser:
         self.device = backend.device
         self.name = name
         self.contexts = contexts
+        self._bgr_caller = channels == "bgr"
+        self._bgr_graph = contract.io == "image" and "BGR" in contract.inputs[0].meaning
         self._source = source
         self._sha256 = sha256
         self._executor: ThreadPoolExecutor | None = None
@@ -142,7 +153,7 @@ class Fuser:
     ) -> Any:
         """Return the fused image of a pair, the array of a batch, or the list of a list of pairs; always uint8.
 
-        One pair: ``visible`` (H, W, 3) RGB or (H, W), ``infrared`` (H, W), each uint8 or uint16; the result is (H, W)
+        One pair: ``visible`` (H, W, 3) or (H, W), ``infrared`` (H, W), each uint8 or uint16; the result is (H, W)
         or, with the visible image's chroma, (H, W, 3). A batch: (B, H, W, 3) or (B, H, W), and (B, H, W). Lists may
         mix sizes. An infrared image with three channels becomes its luma.
 
@@ -150,8 +161,9 @@ class Fuser:
         three channels are equal; of a batch array all results are coloured if one of the images is.
 
         Arrays on the GPU (``__cuda_array_interface__`` or DLPack: CuPy, PyTorch, PyCUDA) are taken as the graph takes
-        them, and the result is on the GPU: uint8 images with an image-in, image-out engine, else padded float32
-        planes. They run on ``stream`` if given, which is then not waited for, and into ``out`` if given.
+        them, and the result is on the GPU: uint8 images with an image-in, image-out engine, in the order of channels
+        that it was exported for, else padded float32 planes. They run on ``stream`` if given, which is then not
+        waited for, and into ``out`` if given.
 
         Raises:
             InputError: arrays that are no images, sizes that differ or that the artifact does not take, or a colour
@@ -264,7 +276,8 @@ class Fuser:
         clock = time.perf_counter
         with self._worker() as worker:
             start = clock()
-            inputs = self._filled(worker, [visible], [infrared])
+            first = _flipped(visible) if self._bgr_caller else visible
+            inputs = self._filled(worker, [first], [infrared])
             filled = clock()
             if isinstance(worker.backend, TimedBackend):
                 parts = worker.backend.parts_ms(inputs)
@@ -273,7 +286,7 @@ class Fuser:
                 output = worker.backend.run(inputs)[self.contract.outputs[0].name]
                 parts = {"run": (clock() - filled) * 1e3}
             ran = clock()
-            self._finished(worker, output[0], visible, color)
+            self._finished(worker, output[0], first, color)
             return {"prepare": (filled - start) * 1e3, **parts, "finish": (clock() - ran) * 1e3}
 
     def _fuse_on_gpu(self, visible: Any, infrared: Any, color: Color, stream: object, out: Any) -> Any:
@@ -310,6 +323,8 @@ class Fuser:
             images.check_sizes(first, second, f"visible image{number}", f"infrared image{number}")
             self._check_types(first, second)
             sizes.append(self._graph_size(first.shape[0], first.shape[1]))
+        if self._bgr_caller:
+            firsts = [_flipped(first) for first in firsts]
         results: list[Fused] = []
         start = 0
         while start < len(firsts):
@@ -319,7 +334,8 @@ class Fuser:
             with self._worker() as worker:
                 fused = self._run(worker, firsts[start:stop], seconds[start:stop])
                 for place in range(start, stop):
-                    results.append(self._finished(worker, fused[place - start], firsts[place], colors[place]))
+                    image = self._finished(worker, fused[place - start], firsts[place], colors[place])
+                    results.append(np.ascontiguousarray(_flipped(image) if self._bgr_caller else image))
             start = stop
         return results
 
@@ -341,7 +357,8 @@ class Fuser:
         )
         for place, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
             if image_io:
-                inputs[one][place] = first if first.ndim == 3 else first[..., None]
+                visible = _flipped(first) if self._bgr_graph else first
+                inputs[one][place] = visible if first.ndim == 3 else visible[..., None]
                 inputs[two][place] = second
             else:
                 images.fill_visible(first, inputs[one][place], worker.scratch)
@@ -361,7 +378,8 @@ class Fuser:
                         "leave the colour to it, or export with --color gray",
                     )
                 # Of a gray image all three channels are the fused luma.
-                return np.array(fused[..., 0] if gray_wanted else fused)
+                image = np.array(fused[..., 0] if gray_wanted else fused)
+                return _flipped(image) if self._bgr_graph else image
             gray: Fused = np.array(fused)
         else:
             height, width = first.shape[:2]
@@ -444,6 +462,11 @@ class _Worker:
         if self._last[0] != shapes:
             self._last = (shapes, {name: np.zeros(shape, self._types[name]) for name, shape in shapes.items()})
         return self._last[1]
+
+
+def _flipped(image: Any) -> Any:
+    """Return a view of an image with its colour channels in the opposite order; a gray one as it is."""
+    return image[..., ::-1] if image.ndim == 3 else image
 
 
 def _batched(image: Any) -> bool:

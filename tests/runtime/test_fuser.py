@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -245,3 +246,38 @@ def test_parts_add_up_to_about_a_call(fuser: Fuser, noise: Any) -> None:
     parts = fuser.parts_ms(noise((61, 83, 3)), noise((61, 83)))
     assert list(parts) == ["prepare", "run", "finish"]
     assert all(value > 0 for value in parts.values())
+
+
+def test_callers_with_bgr_images(tmp_path: Path, make: Any, noise: Any) -> None:
+    path = make.onnx(tmp_path / "tiny.onnx", make.tensor_contract())
+    visible, infrared = noise((17, 23, 3)), noise((17, 23), seed=1)
+    with load(path, options=make.options) as rgb, load(path, options=make.options, channels="bgr") as bgr:
+        for color in ("gray", "ycbcr", "auto"):
+            expected, found = rgb(visible, infrared, color), bgr(visible[..., ::-1], infrared, color)
+            assert np.array_equal(found, expected if color == "gray" else expected[..., ::-1])
+            assert found.flags.c_contiguous
+    with pytest.raises(InputError, match="unknown order of channels 'grb'"):
+        load(path, channels="grb")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("caller", ["rgb", "bgr"])
+@pytest.mark.parametrize("graph", ["RGB", "BGR"])
+def test_image_graphs_get_their_order(make: Any, noise: Any, caller: Any, graph: str) -> None:
+    contract = make.image_contract("ycbcr")
+    visible_spec = dataclasses.replace(contract.inputs[0], meaning=f"NHWC, {graph}, 0..255, not padded")
+    contract = dataclasses.replace(contract, inputs=(visible_spec, contract.inputs[1]))
+    seen: list[np.ndarray] = []
+
+    class Echo(NullBackend):
+        """Gives the visible image back."""
+
+        def run(self, inputs: Any) -> Any:
+            seen.append(inputs["visible"].copy())
+            return {"fused": inputs["visible"]}
+
+    rgb = noise((17, 23, 3))
+    image = rgb if caller == "rgb" else rgb[..., ::-1]
+    fused = Fuser(Echo(contract), contract, channels=caller)(image, noise((17, 23)))
+    assert np.array_equal(seen[0][0], rgb if graph == "RGB" else rgb[..., ::-1])
+    assert np.array_equal(fused, image)
+    assert fused.flags.c_contiguous
