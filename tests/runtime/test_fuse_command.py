@@ -62,6 +62,17 @@ def test_a_failing_pair_sets_the_exit_code(tmp_path: Path, run: Any) -> None:
     assert list(json.loads(result.stdout)["failed"]) == ["2"]
 
 
+def test_many_failures_are_summed_up(tmp_path: Path, run: Any, noise: Any) -> None:
+    for number in range(4, 16):
+        for folder in ("a", "b"):
+            write_image(tmp_path / folder / f"{number}.png", noise((600, 8)))
+    result = run("a", "b")
+    assert result.exit_code == 1
+    assert result.stderr.count("error:") == 10
+    assert result.stderr.count("hint:") == 1
+    assert "and 2 more; --json lists all" in result.stderr
+
+
 def test_errors(tmp_path: Path, run: Any) -> None:
     (tmp_path / "a" / "9.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
     assert isinstance(run("a", "b").exception, InputError)

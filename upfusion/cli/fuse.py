@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from upfusion.cli.console import check_line, console, print_error, print_json, progress_bar, wrote
+from upfusion.runtime.errors import InputError, UPFusionError
 
 SOME_FAILED = 1
 """Exit code when pairs failed and the rest was written."""
+
+FAILURES_SHOWN = 10
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it; a video is complete up to there."""
@@ -42,7 +45,6 @@ def fuse(
     Example: upfusion fuse vis/ ir/ -m fusion.onnx -o fused/
     """
     from upfusion.cli.artifacts import open_fuser
-    from upfusion.runtime.errors import InputError
     from upfusion.runtime.folder import fuse_files, output_paths, summary
     from upfusion.runtime.pairs import find_pairs
     from upfusion.runtime.video import is_video
@@ -60,8 +62,7 @@ def fuse(
         start = time.perf_counter()
         result = fuse_files(fuser, pairs, paths, color=color, done=lambda name: bar.advance(task))
         seconds = time.perf_counter() - start
-    for error in result.failed.values():
-        print_error(error)
+    _print_failures(list(result.failed.values()))
     rate = f"{len(result.written)} of {len(pairs)} pairs on {fuser.device} in {seconds:.1f} s"
     check_line(not result.failed, "fuse", rate)
     if result.written:
@@ -70,6 +71,16 @@ def fuse(
         print_json({"model": str(model), "device": fuser.device, "seconds": seconds} | summary(result))
     if result.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _print_failures(errors: list[UPFusionError]) -> None:
+    """Print the first failures; a hint that was just given is not given again."""
+    last = ""
+    for error in errors[:FAILURES_SHOWN]:
+        print_error(error if error.hint != last else type(error)(error.problem))
+        last = error.hint
+    if len(errors) > FAILURES_SHOWN:
+        console.print(f"and {len(errors) - FAILURES_SHOWN} more; --json lists all of them")
 
 
 def _fuse_videos(
@@ -88,7 +99,6 @@ def _fuse_videos(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from upfusion.cli.artifacts import open_fuser
-    from upfusion.runtime.errors import InputError
     from upfusion.runtime.video import fuse_video
 
     if every != 1:
