@@ -56,7 +56,7 @@ PRESETS: dict[str, ModelConfig] = {
     # For edge devices and the demo: hidden widths that are multiples of 8, and a ConvNeXt trunk of half a million.
     "tiny": ModelConfig(
         dim=16,
-        num_blocks=(1, 1, 2, 2),
+        num_blocks=(1, 1, 1, 2),
         num_refinement_blocks=1,
         ffn_expansion=2.0,
         text_hidden=64,
