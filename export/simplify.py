@@ -6,6 +6,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+"""The only note of the exporter that is kept on a node: the modules that it comes from."""
+
 
 def simplify(model: ir.Model) -> None:
     """Clean the graph in place; its outputs do not change.
@@ -22,3 +25,11 @@ def simplify(model: ir.Model) -> None:
         common.DeduplicateInitializersPass(),
     ):
         clean(model)
+    drop_notes(model)
+
+
+def drop_notes(model: ir.Model) -> None:
+    """Remove what the exporter notes on each node (stack traces with file paths), but for its modules."""
+    for node in model.graph:
+        for key in [key for key in node.metadata_props if key != SCOPES_KEY]:
+            del node.metadata_props[key]

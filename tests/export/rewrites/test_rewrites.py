@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def golden_networks(golden):
 
     make_weights = importlib.import_module("make_weights")
     recipe = make_weights.load_recipe(golden / "recipe.json", "full")
-    network = network_of(make_weights.make_state_dict(recipe, skip_unused=True), recipe["config"]).double()
+    config = json.loads((golden / recipe["keys_file"]).read_text())["config"]
+    network = network_of(make_weights.make_state_dict(recipe), config).double()
     case = np.load(golden / "full_64x64.npz")
     visible, infrared = (torch.from_numpy(case[key]).double() for key in ("vis", "ir"))
     text = TextFeatures(features=case["text"].astype(np.float32), prompt="golden", encoder="recipe")

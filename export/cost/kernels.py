@@ -1,0 +1,246 @@
+"""Nodes grouped into the kernels that a compiler can be expected to make of them.
+
+The assumptions, alike for every graph:
+
+* **Views are free**: reshapes, splits and slices, broadcasts; a transpose that only swaps the last two axes for a
+  matrix product; index and shape arithmetic on constants.
+* **Elementwise operations join the kernel that makes their input**, one after the other, if that kernel is a
+  convolution, a matrix product, a normalisation or other elementwise work, if nothing else needs the value between,
+  and if both have the same number of elements. Further operands are read. An operation on one half of a
+  convolution's result does not join it: the two halves come from different tiles.
+* **Convolutions and matrix products** read each operand once and write their result once.
+* **Reductions end a kernel**, for their result needs all of their input; only work on the reduced values follows in
+  it. Elementwise work before a reduction is done as it reads, and cheap work with several readers (one operand of full
+  size) is done again by each, so that nothing is written for it. A layer norm or softmax that is one node is
+  one kernel: read once, write once. This is what TensorRT documents; a norm spelled out in primitive nodes is
+  a kernel per reduction.
+* **Transposes, casts and other copies** join elementwise or norm kernels beside them (another index, another type);
+  elsewhere they read and write once.
+* **Gather, TopK, resize, concatenation, pixel shuffle** read what they take and write once.
+
+Bytes without fusion count every node that is not a view as reading its operands and writing its results.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from upfusion.export.cost.graph import Graph, Node
+
+VIEWS = frozenset(
+    """
+    Reshape Squeeze Unsqueeze Flatten Identity Split Slice Expand Shape Size Constant ConstantOfShape
+    Range
+    """.split()  # noqa: SIM905
+)
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+REDUCTIONS = frozenset(
+    """
+    ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ArgMax GlobalAveragePool
+    """.split()  # noqa: SIM905
+)
+NORMS = frozenset({"LayerNormalization", "Softmax", "InstanceNormalization", "GroupNormalization", "LpNormalization"})
+COPIES = frozenset({"Transpose", "Cast"})
+MOVES = frozenset(
+    """
+    Gather GatherElements GatherND ScatterElements ScatterND TopK Resize Concat DepthToSpace
+    SpaceToDepth Pad Tile CumSum OneHot Trilu Einsum NonZero AveragePool MaxPool
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(slots=True)
+class Kernel:
+    """Nodes that run as one."""
+
+    nodes: list[Node] = field(default_factory=list)
+    reads: set[str] = field(default_factory=set)
+    writes: set[str] = field(default_factory=set)
+
+    @property
+    def leader(self) -> Node:
+        """The node that names the kernel: its product, norm or reduction, else its first."""
+        heavy = PRODUCTS | REDUCTIONS | NORMS | MOVES
+        return next((node for node in self.nodes if node.kind in heavy), self.nodes[0])
+
+
+def is_view(node: Node, graph: Graph) -> bool:
+    """Whether a node moves nothing."""
+    if node.kind in VIEWS:
+        return True
+    if node.kind == "Transpose":
+        order = node.attributes.get("perm")
+        if isinstance(order, list | tuple) and len(order) >= 2:
+            swapped = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
+            small = graph.tensors[node.inputs[0]]
+            moved = [axis for axis in order if small.shape[axis] != 1]
+            return list(order) == swapped or moved == sorted(moved)
+    return False
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether each output element depends on one element of each input (after broadcasting)."""
+    return node.kind not in VIEWS | PRODUCTS | REDUCTIONS | NORMS | MOVES | COPIES
+
+
+def sources_of(graph: Graph) -> dict[str, str]:
+    """Return for every tensor the one whose memory it is: itself, or what it is a view of."""
+    source: dict[str, str] = {}
+    for node in graph.nodes:
+        for output in node.outputs:
+            own = not is_view(node, graph) or not node.inputs
+            source[output] = output if own else source.get(node.inputs[0], node.inputs[0])
+    return source
+
+
+def kernels_of(graph: Graph) -> list[Kernel]:
+    """Group the nodes, in their order, by the rules of this module's docstring."""
+    source = sources_of(graph)
+    producer: dict[str, int] = {}  # tensor -> index of the kernel that makes it
+    kernels: list[Kernel] = []
+    readers = _readers(graph, source)
+    cheap = _recomputable(graph, readers)
+    for node in graph.nodes:
+        if is_view(node, graph) or _of_constants(node, graph, source):
+            continue
+        operands = [name for name in node.inputs if name and name not in graph.weights]
+        home = _home(node, operands, graph, source, producer, kernels, readers)
+        if home is None:
+            kernels.append(Kernel())
+            home = len(kernels) - 1
+        kernel = kernels[home]
+        kernel.nodes.append(node)
+        made = {output for member in kernel.nodes for output in member.outputs}
+        for name in node.inputs:
+            if name and source.get(name, name) not in made:
+                kernel.reads |= _reads_through(source.get(name, name), cheap, graph, source)
+        for output in node.outputs:
+            producer[output] = home
+    _settle(kernels, graph, source, cheap)
+    return [kernel for kernel in kernels if kernel.writes]
+
+
+def _of_constants(node: Node, graph: Graph, source: dict[str, str]) -> bool:
+    """Whether a node computes shapes or indices: every operand a constant or a shape."""
+    return all(
+        not name or name in graph.weights or source.get(name, name) in graph.weights or graph.tensors[name].size <= 8
+        for name in node.inputs
+    ) and all(graph.tensors[name].size <= 8 for name in node.outputs if name)
+
+
+def _readers(graph: Graph, source: dict[str, str]) -> dict[str, list[Node]]:
+    """Return who reads each tensor's memory, views looked through."""
+    readers: dict[str, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if not is_view(node, graph):
+            for name in dict.fromkeys(node.inputs):
+                if name:
+                    readers[source.get(name, name)].append(node)
+    return readers
+
+
+def _recomputable(graph: Graph, readers: dict[str, list[Node]]) -> dict[str, Node]:
+    """Return elementwise results and copies that every reader makes again for itself, by name.
+
+    These are operands of reductions and norms alone, and those with several readers that need only one operand of
+    full size, so that making them again reads no more than reading them would.
+    """
+    cheap: dict[str, Node] = {}
+    for node in graph.nodes:
+        if is_view(node, graph) or not (is_elementwise(node) or node.kind in COPIES):
+            continue
+        output = node.outputs[0]
+        users = readers.get(output, [])
+        if not users or output in graph.outputs:
+            continue
+        size = graph.tensors[output].size
+        full = [name for name in node.inputs if name and graph.tensors[name].size == size]
+        ends = all(user.kind in REDUCTIONS | NORMS for user in users)
+        light = len(users) > 1 and len(full) == 1 and all(_takes_prologue(user) for user in users)
+        if ends or light:
+            cheap[output] = node
+    return cheap
+
+
+def _takes_prologue(node: Node) -> bool:
+    """Whether elementwise work can be done on a node's operands as it reads them."""
+    return is_elementwise(node) or node.kind in REDUCTIONS | NORMS | COPIES
+
+
+def _reads_through(name: str, cheap: dict[str, Node], graph: Graph, source: dict[str, str]) -> set[str]:
+    """Return what must be read to have a tensor: itself, or the operands that it is recomputed from."""
+    if name not in cheap:
+        return {name}
+    return {
+        read
+        for operand in cheap[name].inputs
+        if operand
+        for read in _reads_through(source.get(operand, operand), cheap, graph, source)
+    }
+
+
+def _home(
+    node: Node,
+    operands: Iterable[str],
+    graph: Graph,
+    source: dict[str, str],
+    producer: dict[str, int],
+    kernels: list[Kernel],
+    readers: dict[str, list[Node]],
+) -> int | None:
+    """Return the kernel that an elementwise node or a copy joins, None for a new one."""
+    if not (is_elementwise(node) or node.kind in COPIES):
+        return _after_copy(node, operands, graph, source, producer, kernels, readers)
+    size = graph.tensors[node.outputs[0]].size
+    homes = []
+    for name in operands:
+        memory = source.get(name, name)
+        if memory not in producer or graph.tensors[memory].size != size or memory in graph.outputs:
+            continue
+        kernel = kernels[producer[memory]]
+        if any(reader is not node and reader not in kernel.nodes for reader in readers[memory]):
+            continue
+        if kernel.leader.kind in MOVES:
+            continue
+        if node.kind == "Transpose" and kernel.leader.kind in PRODUCTS:
+            continue
+        homes.append(producer[memory])
+    return max(homes, default=None)
+
+
+def _after_copy(
+    node: Node,
+    operands: Iterable[str],
+    graph: Graph,
+    source: dict[str, str],
+    producer: dict[str, int],
+    kernels: list[Kernel],
+    readers: dict[str, list[Node]],
+) -> int | None:
+    """Return the kernel of copies that a norm joins: it then reads in another order, or another type."""
+    if node.kind not in NORMS:
+        return None
+    for name in operands:
+        memory = source.get(name, name)
+        if memory in producer and graph.tensors[memory].size == graph.tensors[node.outputs[0]].size:
+            kernel = kernels[producer[memory]]
+            only_copies = all(member.kind in COPIES or is_elementwise(member) for member in kernel.nodes)
+            if only_copies and all(reader is node for reader in readers[memory]):
+                return producer[memory]
+    return None
+
+
+def _settle(kernels: list[Kernel], graph: Graph, source: dict[str, str], cheap: Collection[str]) -> None:
+    """Fill in what each kernel writes: results that another kernel or the caller reads."""
+    needed = {source.get(name, name) for name in graph.outputs}
+    recomputed = set(cheap)
+    for kernel in kernels:
+        inside = {output for node in kernel.nodes for output in node.outputs}
+        kernel.reads -= inside
+        if not inside <= recomputed:
+            needed |= kernel.reads
+    for kernel in kernels:
+        inside = {output for node in kernel.nodes for output in node.outputs}
+        kernel.writes = (inside & needed) - recomputed
