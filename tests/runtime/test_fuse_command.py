@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +107,38 @@ def test_help_teaches(run: Any) -> None:
     text = " ".join(CliRunner(env={"COLUMNS": "120"}).invoke(app, ["--help"]).stdout.split())
     for words in ("Example: upfusion fuse vis/ ir/", "--color", "--every", "exit code"):
         assert words in text
+
+
+COMMAND = "import typer; from upfusion.cli.fuse import fuse; app = typer.Typer(); app.command()(fuse); app()"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_leaves_a_playable_video(tmp_path: Path, run: Any) -> None:
+    """A real signal to a real process, in the middle of a video that takes much longer."""
+    cv2 = pytest.importorskip("cv2")
+    for name in ("v.avi", "i.avi"):
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+        for number in range(4_000):
+            writer.write(np.full((48, 64, 3), number % 200, np.uint8))
+        writer.release()
+    arguments = ["v.avi", "i.avi", "-m", "tiny.onnx", "-o", "fused.avi", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # until frames reach the file
+        if any(path.stat().st_size > 6_000 for path in tmp_path.glob(".partial*.avi")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    record = json.loads(stdout)
+    assert record["stopped"]
+    assert "stopped before the end" in " ".join(stderr.decode().split())
+    capture = cv2.VideoCapture(str(tmp_path / "fused.avi"))
+    frames = 0
+    while capture.grab():
+        frames += 1
+    assert 0 < frames == record["frames"] < 4_000
+    assert not list(tmp_path.glob(".partial*"))
