@@ -26,6 +26,9 @@ class Standardize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape."""
         channels = x.shape[1] // self.streams
+        if self.streams == 1:
+            standard = F.layer_norm(widen(x).permute(0, 2, 3, 1), (channels,), eps=self.eps).to(x.dtype)
+            return standard.permute(0, 3, 1, 2)
         wide = widen(x).reshape(x.shape[0] * self.streams, channels, -1).transpose(1, 2)
         standard = F.layer_norm(wide, (channels,), eps=self.eps).to(x.dtype)
         return standard.transpose(1, 2).reshape(x.shape)

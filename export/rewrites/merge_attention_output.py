@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from upfusion.export.deploy import DeployNetwork
-from upfusion.export.rewrites.open_attention import ProjectedMaps, open_attentions
+from upfusion.export.rewrites.open_attention import OpenAttention, ProjectedMaps, open_attentions
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import frozen, matrix
 
@@ -13,16 +13,20 @@ from upfusion.export.rewrites.weights import frozen, matrix
 class MergedOutput(nn.Module):
     """Projection and attention as one matrix per image."""
 
-    def __init__(self, weight: Tensor, heads: int, like: Tensor) -> None:
-        """Own the projection (..., C, C) by heads; it stays in its type when the maps narrow."""
+    def __init__(self, weight: Tensor, heads: int, like: Tensor, *, head_axis: bool = True) -> None:
+        """Own the projection (C, C), by heads if there is an axis for them; it keeps its type when maps narrow."""
         super().__init__()
-        by_head = weight.unflatten(-1, (heads, -1)).transpose(-3, -2)
-        self.weight = frozen(by_head, like)  # (..., heads, C, c)
+        self.head_axis = head_axis
+        by_head = weight.unflatten(-1, (heads, -1)).transpose(-3, -2) if head_axis else weight
+        self.weight = frozen(by_head, like)  # (heads, C, c) or (C, C), behind an axis for streams if there are two
 
     def forward(self, attention: Tensor, v: Tensor) -> Tensor:
         """Map attention (..., heads, c, c) and values (..., heads, c, N) to (..., C, N)."""
-        merged = (self.weight @ attention).transpose(-3, -2).flatten(-2)  # (..., C, C)
-        return merged.to(v.dtype) @ v.flatten(-3, -2)
+        merged = self.weight @ attention
+        if self.head_axis:
+            merged = merged.transpose(-3, -2).flatten(-2)  # (..., C, C)
+            v = v.flatten(-3, -2)
+        return merged.to(v.dtype) @ v
 
 
 def merge_attention_output(deploy: DeployNetwork) -> RewriteReport:
@@ -39,6 +43,11 @@ def merge_attention_output(deploy: DeployNetwork) -> RewriteReport:
     for attention in open_attentions(deploy):
         output = attention.output
         if isinstance(output, ProjectedMaps):
-            attention.output = MergedOutput(matrix(output.project), attention.heads, output.project.weight)
+            headless = isinstance(attention, OpenAttention) and attention.heads == 1
+            if headless:
+                attention.drop_head_axis()
+            attention.output = MergedOutput(
+                matrix(output.project), attention.heads, output.project.weight, head_axis=not headless
+            )
             done += 1
     return RewriteReport("merge_attention_output", done)

@@ -46,18 +46,28 @@ class OpenAttention(nn.Module):
         super().__init__()
         self.heads = trained.heads
         self.streams = 1
+        self.head_axis = True
         self.temperature = trained.temperature
         self.to_qkv: nn.Module = trained.to_qkv
         self.depthwise = trained.depthwise
         self.similarity: nn.Module = CosineOfMaps()
         self.output: nn.Module = ProjectedMaps(trained.project)
 
+    def drop_head_axis(self) -> None:
+        """Leave out the axis of a single head; ``output`` must not ask for it. Two reshapes fewer."""
+        assert self.heads == 1
+        self.head_axis = False
+        self.temperature = nn.Parameter(self.temperature.detach()[0], requires_grad=False)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape."""
         maps = self.depthwise(self.to_qkv(x))  # (B, streams * 3C, H, W)
         channels = maps.shape[1] // (3 * self.heads * self.streams)
         lead = (x.shape[0],) if self.streams == 1 else (x.shape[0], self.streams)
-        q, k, v = maps.reshape(*lead, 3 * self.heads, channels, -1).chunk(3, dim=-3)
+        if self.head_axis:
+            q, k, v = maps.reshape(*lead, 3 * self.heads, channels, -1).chunk(3, dim=-3)
+        else:
+            q, k, v = maps.reshape(*lead, 3 * channels, -1).chunk(3, dim=-2)
         attention = (self.similarity(q, k) * self.temperature).softmax(-1)
         out: Tensor = self.output(attention, v)
         return out.reshape(x.shape)
