@@ -53,6 +53,17 @@ class ModelConfig:
 PRESETS: dict[str, ModelConfig] = {
     # The released network: 154.8 million values in the file, 136.9 million in use.
     "base": ModelConfig(),
+    # Between the two, for one's own training: no weights of this size are shipped. The trunk is timm's convnext_femto.
+    "small": ModelConfig(
+        dim=32,
+        num_blocks=(2, 3, 4, 6),
+        num_refinement_blocks=2,
+        heads=(2, 4, 8, 16),
+        ffn_expansion=2.0,
+        text_hidden=256,
+        convnext_depths=(2, 2, 6, 2),
+        convnext_dims=(48, 96, 192, 384),
+    ),
     # For edge devices and the demo: hidden widths that are multiples of 8, and a ConvNeXt trunk of half a million.
     "tiny": ModelConfig(
         dim=16,

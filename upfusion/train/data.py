@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upfusion.runtime.errors import InputError
-from upfusion.runtime.images import Image, prepare
+from upfusion.runtime.images import LUMA, Image, prepare
 from upfusion.runtime.pairs import Pair, read_pair
 from upfusion.train.recipes import Recipe
 
@@ -129,6 +129,8 @@ class Crops:
                     visible, infrared = np.flip(visible, axis), np.flip(infrared, axis)
         if random.random() < self._recipe.darken:
             visible = darkened(visible, random)
+        if random.random() < self._recipe.swap:
+            visible, infrared = swapped(visible, infrared)
         return np.ascontiguousarray(visible), np.ascontiguousarray(infrared)
 
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor]:
@@ -145,6 +147,13 @@ class Crops:
         epoch, place = divmod(k, len(self))
         order = np.random.Generator(np.random.PCG64((self._seed, 0, epoch if self._recipe.reshuffle else 0)))
         return int(order.permutation(len(self))[place])
+
+
+def swapped(
+    visible: NDArray[np.float32], infrared: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the pair with its places changed: gray as (3, S, S), and the colour image's luma as (1, S, S)."""
+    return np.repeat(infrared, 3, axis=0), np.tensordot(np.stack(LUMA), visible, 1)[None]
 
 
 def enlarged(image: Image, size: int) -> Image:

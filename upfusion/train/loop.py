@@ -239,7 +239,7 @@ class Trainer:
         # A gradient scaler that finds an overflow skips the step by itself; anything else that is not finite is final.
         if not state.scaler.is_enabled() and not torch.isfinite(norm):
             raise TrainingError(
-                f"the gradient is not finite in step {state.step + 1} (loss {float(loss)})",
+                f"the gradient is not finite in step {state.step + 1} (loss {float(loss.detach())})",
                 "resume from the last state with a lower --learning-rate, or look for broken images",
             )
         state.scaler.step(state.optimiser)
@@ -250,7 +250,7 @@ class Trainer:
         return StepReport(
             step=state.step,
             total_steps=self.total_steps,
-            loss=float(loss),
+            loss=float(loss.detach()),
             terms={name: float(term) for name, term in terms.items()},
             learning_rate=rate,
             gradient_norm=float(norm),

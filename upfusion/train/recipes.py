@@ -33,6 +33,9 @@ class Recipe:
     flips: bool
     darken: float = 0.0
     """Share of the crops whose first image is darkened (gamma 0.8 to 2.5, gain 0.4 to 1), to imitate night."""
+    swap: float = 0.0
+    """Share of the crops whose two images change places (colour becomes luma). Where the target is symmetric in
+    the two, this keeps a run from settling for one modality."""
     reshuffle: bool
     """Whether each epoch has its own order of the pairs."""
     clip_norm: float | None
@@ -92,7 +95,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # For small networks and short runs, as the weights in this package.
     "shipped": Recipe(
-        terms=(("intensity", 15.0), ("gradient", 10.0), ("edge transfer", 1.0)),
+        terms=(("intensity", 15.0), ("gradient", 15.0), ("structure", 1.0), ("edge transfer", 3.0)),
         visible_plane="luma",
         learning_rate=1.2e-3,
         final_learning_rate=1e-5,
@@ -103,10 +106,11 @@ RECIPES: dict[str, Recipe] = {
         batch=2,
         crop=96,
         flips=True,
-        darken=0.35,
+        darken=0.1,
+        swap=0.5,
         reshuffle=True,
         clip_norm=1.0,
-        ema=0.99,
+        ema=0.98,
         initialisation="ready to copy",
         trunk_noise=False,
     ),

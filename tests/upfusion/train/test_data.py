@@ -11,7 +11,7 @@ import pytest
 
 from upfusion.evaluation.datasets import select_pairs
 from upfusion.runtime.errors import InputError
-from upfusion.train.data import Crops, PairReader, Shares, darkened
+from upfusion.train.data import Crops, PairReader, Shares, darkened, swapped
 from upfusion.train.recipes import RECIPES
 
 PLAIN = dataclasses.replace(RECIPES["paper"], crop=48)
@@ -110,3 +110,20 @@ def test_darkening_only_darkens():
     image = random.uniform(0, 1, (3, 16, 16)).astype(np.float32)
     dark = np.mean([darkened(image, np.random.default_rng(seed)).mean() for seed in range(20)])
     assert 0.1 < dark < 0.9 * image.mean()
+
+
+def test_swapping_changes_places_and_keeps_the_values():
+    random = np.random.default_rng(0)
+    visible, infrared = (random.uniform(0, 1, (n, 8, 8)).astype(np.float32) for n in (3, 1))
+    gray, luma = swapped(visible, infrared)
+    assert gray.shape == visible.shape
+    assert luma.shape == infrared.shape
+    assert gray.dtype == luma.dtype == np.float32
+    np.testing.assert_array_equal(gray, np.concatenate([infrared] * 3))
+    np.testing.assert_allclose(luma[0], 0.299 * visible[0] + 0.587 * visible[1] + 0.114 * visible[2], rtol=1e-5)
+
+
+def test_a_recipe_that_swaps_swaps_some_crops(pairs):
+    listed = crops(pairs, dataclasses.replace(PLAIN, swap=0.5))
+    swaps = sum(np.array_equal(visible[0], visible[1]) for visible, _ in map(listed.crop, range(40)))
+    assert 10 <= swaps <= 30  # 20 expected, standard deviation 3.2
