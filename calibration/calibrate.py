@@ -92,7 +92,8 @@ def calibrate(
                 else:
                     masks.setdefault(name, MaskObserver()).see(values[name], decision)
             done(pair)
-    records = {name: watcher.record() for name, watcher in (*orders.items(), *masks.items())}
+    records = {name: order.record() for name, order in orders.items()}
+    records |= {name: mask.record() for name, mask in masks.items()}
     return Calibration(
         source=Source(
             name=checkpoint.path.name,

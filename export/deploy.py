@@ -103,6 +103,8 @@ class DeployNetwork(nn.Module):
         self.front_end: nn.Module | None = None
         self.encode: nn.Module | None = None
         self.decode: nn.Module | None = None
+        self.wide_streams = False
+        """Whether the level-1 streams stay float32 when the maps are half, because half has no room for them."""
 
     @property
     def map_dtype(self) -> torch.dtype:
@@ -127,7 +129,8 @@ class DeployNetwork(nn.Module):
     def _fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
         network = self.network
         streams = (self.front_end or network.front_end)(luma(visible), luma(infrared))
-        levels = (self.encode or network.encode)(*(stream.to(self.map_dtype) for stream in streams))
+        dtype = visible.dtype if self.wide_streams else self.map_dtype
+        levels = (self.encode or network.encode)(*(stream.to(dtype) for stream in streams))
         fused = [perturb(*level) for perturb, level in zip(network.perturbations, levels, strict=True)]
         image: Tensor = (self.decode or network.decode)(fused)
         return image.to(visible.dtype)

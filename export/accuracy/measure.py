@@ -1,0 +1,253 @@
+"""Measure a half-precision artifact against the FP32 network: numerics, decisions, and both together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from upfusion.arithmetic import LARGEST_HALF, Tf32Convolutions
+from upfusion.checkpoint import Checkpoint
+from upfusion.export.accuracy.flips import Flips, all_flips
+from upfusion.export.accuracy.half_graph import EmulatedGraph, emulate_half
+from upfusion.export.accuracy.levels import Gray, Levels, levels
+from upfusion.export.deploy import DeployNetwork, fix_text
+from upfusion.export.frozen_ranking import frozen_decisions
+from upfusion.model.decisions import decision_points, imposing
+from upfusion.model.margins import recording_values
+from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
+from upfusion.runtime.fuser import Fuser
+from upfusion.runtime.images import finish, luma, prepare
+from upfusion.runtime.manifest import read_manifest
+from upfusion.runtime.pairs import Pair, read_pair
+from upfusion.text import TextFeatures
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extreme:
+    """Largest magnitude that one edge of the half graph had to hold."""
+
+    site: str
+    largest: float
+
+    @property
+    def held(self) -> bool:
+        """Whether half can hold it: values that round to more than 65,504 become infinite."""
+        return bool(np.isfinite(self.largest)) and self.largest < LARGEST_HALF + 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairAccuracy:
+    """One pair's figures."""
+
+    name: str
+    numerics: Levels
+    """Against the FP32 network that computes with the graph's decisions."""
+    together: Levels
+    """Against the FP32 network with its own decisions: what a user sees."""
+    decisions: Mapping[str, Flips]
+    """By site; empty where the graph decides nothing."""
+    tf32: Mapping[str, Flips] | None
+    """The same for the reference with TF32 convolutions; None where it was not run."""
+    tf32_together: Levels | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyReport:
+    """What is known about a half-precision artifact."""
+
+    artifact: str
+    reference: str
+    pairs: tuple[PairAccuracy, ...]
+    extremes: tuple[Extreme, ...]
+    """The edges with the largest values over all pairs, largest first."""
+    edges: int
+    """Edges that the graph stores in half."""
+
+    @property
+    def saturated(self) -> tuple[Extreme, ...]:
+        """Edges whose values half could not hold."""
+        return tuple(extreme for extreme in self.extremes if not extreme.held)
+
+    def flips(self, *, tf32: bool = False) -> int:
+        """Return how many places and entries moved in all, in the graph or in the TF32 reference."""
+        found = [pair.tf32 if tf32 else pair.decisions for pair in self.pairs]
+        return sum(flip.moved for pair in found if pair for flip in pair.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready figures."""
+        return dataclasses.asdict(self)
+
+
+class EmulatedBackend:
+    """A half graph on the CPU with every edge rounded to half; see ``half_graph``.
+
+    Keeps what the last run decided and the largest magnitudes of all runs.
+    """
+
+    device = "CPU, half precision emulated"
+
+    def __init__(self, model: onnx.ModelProto, images: Sequence[str], decisions: Sequence[str]) -> None:
+        """Load the emulation of ``model``; ``images`` and ``decisions`` name outputs and inner values.
+
+        Raises:
+            ArtifactError: ONNX Runtime cannot load it.
+        """
+        graph: EmulatedGraph = emulate_half(model, tuple(decisions))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            raise ArtifactError(f"ONNX Runtime cannot load the emulated graph: {error}", "report this") from error
+        present = {output.name for output in self.session.get_outputs()}
+        self._extremes = graph.extremes
+        self._images = list(images)
+        self._decisions = [name for name in decisions if name in present]
+        self.decisions: dict[str, Tensor] = {}
+        self.largest: dict[str, float] = dict.fromkeys(graph.extremes, 0.0)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return the image outputs."""
+        names = self._images + self._decisions + [name for both in self._extremes.values() for name in both]
+        got = dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        self.decisions = {name: torch.from_numpy(got[name]) for name in self._decisions}
+        for site, (high, low) in self._extremes.items():
+            found = np.abs(np.array([got[high], got[low], self.largest[site]], np.float64))
+            self.largest[site] = float(np.inf if np.isnan(found).any() else found.max())
+        return {name: got[name] for name in self._images}
+
+    def close(self) -> None:
+        """Let go of the session."""
+        del self.session
+
+
+def measure(
+    artifact: str | Path,
+    checkpoint: Checkpoint,
+    text: TextFeatures | None,
+    pairs: Sequence[Pair],
+    *,
+    tf32: bool = True,
+    done: Callable[[Pair], None] = lambda pair: None,
+) -> AccuracyReport:
+    """Return how an ONNX artifact differs from the FP32 network it was exported from.
+
+    Args:
+        artifact: an ``.onnx`` file with its manifest; FP16 edges are emulated.
+        checkpoint: the network.
+        text: the prompt's feature; None takes what the checkpoint carries.
+        pairs: real pairs of sizes that the artifact takes.
+        tf32: also run the reference with TF32 convolutions, for its flips.
+        done: called after each pair.
+
+    Raises:
+        ArtifactError: the artifact was made from another checkpoint, or cannot run.
+        InputError: no pairs, no text feature, or a pair that the artifact does not take; the pair is named.
+    """
+    artifact = Path(artifact)
+    manifest = read_manifest(artifact)
+    if manifest.source.sha256 != checkpoint.sha256:
+        raise ArtifactError(
+            f"{artifact} was exported from another checkpoint: {manifest.source.name} "
+            f"({manifest.source.sha256[:12]}…), not {checkpoint.path.name} ({checkpoint.sha256[:12]}…)",
+            "name the checkpoint that it was exported from",
+        )
+    text = text or checkpoint.text
+    if text is None:
+        raise InputError(f"{checkpoint.path} carries no text feature", "pass --text text.npz")
+    if not pairs:
+        raise InputError("no pairs to measure on", "give two folders with images of the same names")
+    reference = Reference(fix_text(checkpoint.model, text)[0])
+    frozen = frozen_decisions(manifest.calibration.get("frozen", {}))
+    outputs = [spec.name for spec in manifest.contract.outputs]
+    backend = EmulatedBackend(onnx.load(artifact), outputs[:1], list(decision_points(reference.deploy.network)))
+    results = []
+    with Fuser(backend, manifest.contract, name=artifact.name, source=checkpoint.path.name) as fuse:
+        for pair in pairs:
+            images = read_pair(pair)
+            try:
+                image = gray(fuse(*images))
+            except UPFusionError as error:
+                raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
+            results.append(_compared(pair.name, image, images, reference, backend.decisions, frozen, tf32=tf32))
+            done(pair)
+    extremes = [Extreme(site=site, largest=largest) for site, largest in backend.largest.items()]
+    extremes.sort(key=lambda extreme: extreme.largest, reverse=True)
+    return AccuracyReport(
+        artifact=artifact.name,
+        reference=checkpoint.path.name,
+        pairs=tuple(results),
+        extremes=tuple(extremes[:20]) + tuple(extreme for extreme in extremes[20:] if not extreme.held),
+        edges=len(extremes),
+    )
+
+
+class Reference:
+    """The FP32 network with the prompt fixed, as images in and out."""
+
+    def __init__(self, deploy: DeployNetwork) -> None:
+        """Run this deploy form, which nothing rewrote."""
+        self.deploy = deploy
+
+    def run(self, images: tuple[Any, Any]) -> tuple[Gray, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the 8-bit image, the decisions, and the values behind them."""
+        height, width = images[0].shape[:2]
+        visible, infrared = prepare(*images)
+        with torch.no_grad(), recording_values(self.deploy.network) as values:
+            fused, decisions = self.deploy.with_decisions(torch.from_numpy(visible), torch.from_numpy(infrared))
+        return finish(fused.numpy()[0, 0], height, width), decisions, dict(values)
+
+    def imposed(self, images: tuple[Any, Any], decisions: Mapping[str, Tensor]) -> Gray:
+        """Return the 8-bit image that these decisions give in FP32."""
+        with imposing(self.deploy.network, decisions):
+            return self.run(images)[0]
+
+    def tf32(self, images: tuple[Any, Any]) -> tuple[Gray, dict[str, Tensor]]:
+        """Return image and decisions of TF32 convolutions."""
+        with Tf32Convolutions():
+            image, decisions, _ = self.run(images)
+        return image, decisions
+
+
+def _compared(
+    name: str,
+    image: Gray,
+    images: tuple[Any, Any],
+    reference: Reference,
+    taken: Mapping[str, Tensor],
+    frozen: Mapping[str, Tensor],
+    *,
+    tf32: bool,
+) -> PairAccuracy:
+    wanted, decided, values = reference.run(images)
+    decisions = dict(frozen) | dict(taken)
+    found = all_flips(decided, decisions, values)
+    same = not any(flip.moved for flip in found.values())
+    imposed = wanted if same else reference.imposed(images, decisions)
+    tf32_image, tf32_decided = reference.tf32(images) if tf32 else (None, None)
+    return PairAccuracy(
+        name=name,
+        numerics=levels(image, imposed, name),
+        together=levels(image, wanted, name),
+        decisions=found,
+        tf32=None if tf32_decided is None else all_flips(decided, tf32_decided, values),
+        tf32_together=None if tf32_image is None else levels(tf32_image, wanted, name),
+    )
+
+
+def gray(image: np.ndarray) -> Gray:
+    """Return the luma of an 8-bit result that may be coloured."""
+    return image if image.ndim == 2 else np.rint(luma(image)).astype(np.uint8)
