@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Processes that tests start import the installed package: the checkout in the working folder would hide its mapped
+# parts (upfusion.runtime and its like) on an ordinary install.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

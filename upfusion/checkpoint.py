@@ -10,7 +10,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -325,7 +325,9 @@ def _config_of(state: Mapping[str, Tensor], path: Path) -> ModelConfig:
         ) from error
 
 
-def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path, *, names) -> FusionNetwork:
+def _filled(
+    config: ModelConfig, tensors: Mapping[str, Tensor], path: Path, *, names: Callable[[str], str]
+) -> FusionNetwork:
     """Return a network in eval mode that holds exactly these tensors; ``names`` maps our names to the file's."""
     with torch.device("meta"):
         model = FusionNetwork(config)

@@ -221,7 +221,8 @@ def _providers() -> tuple[str, ...]:
 
 def _builder(name: BuilderName, gpus: tuple[Gpu, ...]) -> Builder:
     """Return what a library can do here."""
-    version, targets, obstacle, remedy = "", (), "", ""
+    targets: tuple[str, ...] = ()
+    version = obstacle = remedy = ""
     try:
         choose_builder(BuildOptions(builder=name), gpus)
     except UPFusionError as error:

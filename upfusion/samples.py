@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,23 +31,23 @@ def night_street(height: int = 480, width: int = 640, seed: int = 3) -> tuple[Rg
     visible = np.zeros((height, width, 3), np.float32)
     infrared = np.full((height, width), 60, np.float32)
 
-    visible[:horizon] = np.linspace(4, 16, horizon)[:, None, None] * np.float32([0.7, 0.8, 1.2])
+    visible[:horizon] = np.linspace(4, 16, horizon)[:, None, None] * _rgb([0.7, 0.8, 1.2])
     infrared[:horizon] = np.linspace(18, 40, horizon)[:, None]
     road = (rows[horizon:] - horizon) / (height - horizon)
-    visible[horizon:] = (14 + 22 * road)[..., None] * np.float32([1.0, 0.97, 0.9])
+    visible[horizon:] = (14 + 22 * road)[..., None] * _rgb([1.0, 0.97, 0.9])
     infrared[horizon:] = 70 + 25 * road
 
-    left = 0
+    left: int = 0
     while left < width:  # a row of houses, some windows lit; glass is cold, walls keep the day's warmth
         house_width = int(random.integers(width // 9, width // 5))
         top = int(horizon * random.uniform(0.25, 0.65))
         right = min(left + house_width, width)
-        visible[top:horizon, left:right] = random.uniform(10, 22) * np.float32([1.0, 0.95, 0.9])
+        visible[top:horizon, left:right] = random.uniform(10, 22) * _rgb([1.0, 0.95, 0.9])
         infrared[top:horizon, left:right] = random.uniform(75, 110)
         for row in range(top + 10, horizon - 18, 26):
             for column in range(left + 8, right - 16, 22):
                 lit = random.random() < 0.35
-                glow = random.uniform(120, 230) * np.float32([1.0, 0.85, 0.55]) if lit else np.float32([6, 8, 11])
+                glow = random.uniform(120, 230) * _rgb([1.0, 0.85, 0.55]) if lit else _rgb([6, 8, 11])
                 visible[row : row + 14, column : column + 10] = glow
                 infrared[row : row + 14, column : column + 10] -= 22
         left = right + int(random.integers(0, 8))
@@ -55,12 +56,12 @@ def night_street(height: int = 480, width: int = 640, seed: int = 3) -> tuple[Rg
     for dash in np.linspace(0.02, 0.9, 7):  # road markings: paint is bright, and as warm as the road
         y, half = horizon + int(dash * (height - horizon)), int(2 + 8 * dash)
         visible[y : y + 4 + int(18 * dash), center - half : center + half] += 95
-    for x in (0.12, 0.5, 0.86):  # street lamps
-        cx, cy = int(x * width), int(0.32 * height)
+    for lamp in (0.12, 0.5, 0.86):  # street lamps
+        cx, cy = int(lamp * width), int(0.32 * height)
         distance = np.hypot(columns - cx, rows - cy)
-        visible += (190 * np.exp(-distance / (0.06 * width)))[..., None] * np.float32([1.0, 0.83, 0.5])
+        visible += (190 * np.exp(-distance / (0.06 * width)))[..., None] * _rgb([1.0, 0.83, 0.5])
         pool = np.exp(-(((columns - cx) / (0.11 * width)) ** 2) - ((rows - 0.8 * height) / (0.12 * height)) ** 2)
-        visible += (60 * pool)[..., None] * np.float32([1.0, 0.85, 0.6])
+        visible += (60 * pool)[..., None] * _rgb([1.0, 0.85, 0.6])
         cv2.line(visible, (cx, cy), (cx, horizon + 20), (28, 28, 28), 3)
         infrared += 45 * np.exp(-((distance / (0.02 * width)) ** 2))
 
@@ -75,8 +76,8 @@ def night_street(height: int = 480, width: int = 640, seed: int = 3) -> tuple[Rg
                 foot = (cx + int(2.2 * leg * unit), cy + int(0.62 * unit))
                 cv2.line(target, (cx + int(leg * unit), cy + int(0.2 * unit)), foot, colour, max(2, int(0.07 * unit)))
 
-    for x, y, size in ((0.22, 0.68, 0.2), (0.29, 0.66, 0.18), (0.66, 0.63, 0.13), (0.93, 0.75, 0.27)):
-        person(x, y, size)
+    for place in ((0.22, 0.68, 0.2), (0.29, 0.66, 0.18), (0.66, 0.63, 0.13), (0.93, 0.75, 0.27)):
+        person(*place)
     car = (int(0.42 * width), int(0.6 * height), int(0.16 * width), int(0.09 * height))
     for target, body, roof in ((visible, (17, 17, 22), (12, 12, 16)), (infrared, 120, 105)):
         cv2.rectangle(target, car[:2], (car[0] + car[2], car[1] + car[3]), body, -1)
@@ -124,7 +125,7 @@ def head_phantom(side: int = 256, seed: int = 5) -> tuple[Gray, Gray]:
     head = mri > 0
     mri += 7 * _texture(random, side, side)
     ct += 3 * _texture(random, side, side)
-    ct, mri = (cv2.GaussianBlur(image, (0, 0), 0.9) for image in (ct, mri))
+    ct, mri = (np.asarray(cv2.GaussianBlur(image, (0, 0), 0.9), np.float32) for image in (ct, mri))
     outside = cv2.dilate(head.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
     ct[outside] = mri[outside] = 0
     return _bytes(ct), _bytes(mri)
@@ -149,13 +150,17 @@ def write_samples(folder: Path) -> list[Pair]:
     return pairs
 
 
+def _rgb(weights: list[float]) -> NDArray[np.float32]:
+    return np.array(weights, np.float32)
+
+
 def _texture(random: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
     """Return smooth noise of unit size, (H, W)."""
     import cv2
 
     coarse = random.standard_normal((height // 6 + 1, width // 6 + 1)).astype(np.float32)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)

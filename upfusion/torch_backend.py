@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from upfusion.checkpoint import Checkpoint
+from upfusion.model.decisions import recording
 from upfusion.runtime.errors import InputError
 from upfusion.text import TextFeatures
 
@@ -33,14 +33,19 @@ class TorchBackend:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self.device = device
+        self.prompt = text.prompt
         self._model = checkpoint.model.to(device)
         self._text = torch.from_numpy(text.features).to(device)
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
-        """Map ``visible`` (B, 3, H, W) and ``infrared`` (B, 1, H, W) to ``fused`` (B, 1, H, W), not clamped."""
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Map ``visible`` (B, 3, H, W) and ``infrared`` (B, 1, H, W) to ``fused`` (B, 1, H, W), not clamped.
+
+        The decisions behind it (names: ``upfusion.model.decisions``) come along.
+        """
         images = (torch.from_numpy(inputs[name]).to(self.device) for name in ("visible", "infrared"))
-        with torch.inference_mode():
-            return {"fused": self._model(*images, self._text).cpu().numpy()}
+        with torch.inference_mode(), recording(self._model) as decisions:
+            fused = self._model(*images, self._text)
+        return {"fused": fused.cpu().numpy(), **{name: taken.cpu().numpy() for name, taken in decisions.items()}}
 
     def close(self) -> None:
         """Let go of the network."""

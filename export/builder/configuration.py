@@ -30,6 +30,10 @@ def configuration_for(
     config.progress_monitor = monitor
     config.clear_flag(trt.BuilderFlag.TF32)
     settings: dict[str, Any] = {"strongly_typed": True, "tf32": False}
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # The runtime owns all memory and captures calls in CUDA graphs, which an engine that allocates prevents.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        settings["require_user_allocation"] = True
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
         settings["workspace_bytes"] = request.workspace_bytes

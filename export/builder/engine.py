@@ -75,7 +75,7 @@ def engine_from_onnx(
             parity={},
             acceptance={},
             build=_record(choice.builder, options, finished, seconds=time.monotonic() - began),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             tool_version=__version__,
         )
         if choice.builder == "tensorrt":

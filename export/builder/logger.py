@@ -14,7 +14,7 @@ _ACTIVATION = re.compile(r"^Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"^Total Weights Memory: (\d+) bytes")
 
 
-class BuildLogger(trt.ILogger):
+class BuildLogger(trt.ILogger):  # type: ignore[misc, unused-ignore]  # untyped where no typings are
     """Passes warnings and worse on as they come, and INFO where asked for; thread-safe.
 
     ``errors`` holds the messages of errors, which are the library's only account of a failed build.

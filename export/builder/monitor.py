@@ -15,7 +15,7 @@ _INTERVAL_S = 0.1
 """Between two reports: a build has thousands of steps."""
 
 
-class Monitor(trt.IProgressMonitor):
+class Monitor(trt.IProgressMonitor):  # type: ignore[misc, unused-ignore]  # untyped where no typings are
     """Reports the build's progress, and stops it once ``cancelled`` is set; called from several threads."""
 
     def __init__(self, send: Callable[[Message], None], cancelled: threading.Event) -> None:

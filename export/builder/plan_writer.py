@@ -8,7 +8,7 @@ from typing import Any
 from upfusion.export.builder.binding import trt
 
 
-class PlanWriter(trt.IStreamWriter):
+class PlanWriter(trt.IStreamWriter):  # type: ignore[misc, unused-ignore]  # untyped where no typings are
     """Appends what the library hands over, so that the plan is never whole in memory.
 
     An exception must not travel through the library: ``failure`` keeps it, and 0 bytes taken stop the build.

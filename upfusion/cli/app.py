@@ -20,11 +20,16 @@ VERBS = {
     "fuse": "upfusion.cli.fuse:fuse",
     "text": "upfusion.cli.text:text",
     "convert": "upfusion.cli.convert:convert",
+    "calibrate": "upfusion.cli.calibrate:calibrate",
     "export": "upfusion.cli.export:export",
+    "inspect": "upfusion.cli.inspect:inspect",
     "build": "upfusion.cli.build:build",
     "verify": "upfusion.cli.verify:verify",
+    "accept": "upfusion.cli.accept:accept",
+    "eval": "upfusion.cli.eval:evaluate_command",
+    "train": "upfusion.cli.train:train",
 }
-GROUPS: dict[str, str] = {}
+GROUPS = {"data": "upfusion.cli.data:app"}
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upfusion.runtime import Fuser, load
+from upfusion.runtime.artifact import CHECKPOINT_SUFFIXES, open_backend
 from upfusion.runtime.errors import MissingDependencyError
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+if TYPE_CHECKING:
+    from upfusion.export.acceptance import Subject
+    from upfusion.runtime.manifest import Contract
+    from upfusion.torch_backend import TorchBackend
+
 LARGEST_SIDE = 1 << 14
 """PyTorch takes any size; this bounds what a checkpoint's contract claims."""
 
@@ -24,6 +30,22 @@ def open_fuser(path: str | Path, *, device: str = "auto", text: str | Path | Non
     path = Path(path)
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         return load(path, device=device)
+    return Fuser(_torch_backend(path, device, text), torch_contract(), name=path.name, source=path.name)
+
+
+def open_subject(path: str | Path, *, device: str = "auto", text: str | Path | None = None) -> Subject:
+    """Return the same as a bare backend with its contract, as the gate takes it; the caller closes the backend."""
+    from upfusion.export.acceptance import Subject
+
+    path = Path(path)
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        return Subject(name=path.name, backend=_torch_backend(path, device, text), contract=torch_contract())
+    backend, manifest = open_backend(path, device, None)
+    return Subject(name=path.name, backend=backend, contract=manifest.contract)
+
+
+def _torch_backend(path: Path, device: str, text: str | Path | None) -> TorchBackend:
+    """Load a checkpoint into float32 PyTorch."""
     try:
         from upfusion.checkpoint import load_checkpoint
         from upfusion.text import load_text
@@ -32,14 +54,14 @@ def open_fuser(path: str | Path, *, device: str = "auto", text: str | Path | Non
         raise MissingDependencyError(
             f"{path} is a checkpoint, and running one needs {error.name}", "pip install 'upfusion[export]'"
         ) from error
-    checkpoint = load_checkpoint(path)
-    backend = TorchBackend(
-        checkpoint, load_text(text) if text else None, device="cpu" if device in ("auto", "cpu") else device
+    return TorchBackend(
+        load_checkpoint(path),
+        load_text(text) if text else None,
+        device="cpu" if device in ("auto", "cpu") else device,
     )
-    return Fuser(backend, torch_contract(), name=path.name, source=path.name)
 
 
-def torch_contract():
+def torch_contract() -> Contract:
     """Return the contract of the network in PyTorch: any batch, any padded size."""
     from upfusion.runtime.manifest import Contract, SizeRange, TensorSpec
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from upfusion.cli.accept import REJECTED_CODE
 from upfusion.cli.console import check_line, console, fraction_bar, print_json, wrote
 
 if TYPE_CHECKING:
@@ -43,6 +44,25 @@ def build(
     optimization_level: Annotated[
         int | None, typer.Option(help="0 (fast build) to 5 (slow build); tensorrt only.", show_default=False)
     ] = None,
+    accept: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="VIS IR",
+            help="Judge the engine on these pairs at once (upfusion accept); without a pass there is no engine.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --accept: FP32 graph or checkpoint; default: the one beside the graph.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="With --accept: text feature, if the reference is a checkpoint.", show_default=False),
+    ] = None,
+    psnr: Annotated[float, typer.Option(help="With --accept: what every pair must reach, in dB.")] = 50.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the builder's own log.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the engines' manifests as JSON on stdout.")] = False,
 ) -> None:
@@ -51,7 +71,8 @@ def build(
     The precision is the graph's: choose it at upfusion export. TensorRT measures kernels on the GPU here, so build
     where the engine will run. TensorRT-RTX builds anywhere for the GPUs that --target names, all of them in one
     engine, and finishes on the user's GPU at the first load. The engine holds the builder's bytes alone; what it was
-    made of is in the manifest beside it. A failed or stopped build leaves no file.
+    made of is in the manifest beside it. A failed or stopped build leaves no file, and a rejected one (--accept) keeps
+    the plan as OUTPUT.rejected with its report.
 
     Examples:
 
@@ -80,19 +101,66 @@ def build(
     choice = choose_builder(options, installed_gpus())
     check_line(True, "builder", f"{choice.builder} ({choice.reason})")
     options = dataclasses.replace(options, builder=choice.builder)
+    gate = _Gate(graph, accept, reference, text, psnr) if accept else None
     manifests = []
     for path, one in engines_from_pattern(output, options):
-        manifests.append(_built(graph, path, one))
-        _report(manifests[-1])
-        wrote(f"{path} ({path.stat().st_size / 1e6:.1f} MB) and {path.name}.json")
-    console.print(f"next, on the GPU: upfusion accept {path} --data VISIBLE INFRARED", markup=False, soft_wrap=True)
+        place, manifest = _built(graph, path, one, gate)
+        manifests.append(manifest)
+        _report(manifest)
+        wrote(f"{place} ({place.stat().st_size / 1e6:.1f} MB) and {place.name}.json")
+    if not gate:
+        after = f"next, on the GPU: upfusion accept {path} --data VISIBLE INFRARED"
+        console.print(after, markup=False, soft_wrap=True)
     if json:
         print_json({"engines": [dataclasses.asdict(manifest) for manifest in manifests]})
+    if gate and gate.rejections:
+        raise typer.Exit(REJECTED_CODE)
 
 
-def _built(graph: Path, path: Path, options: BuildOptions) -> Manifest:
-    """Build one engine under a bar; a stopped build says so."""
+class _Gate:
+    """Judges engines as they are built; everything that can be wrong with its inputs is found before the first."""
+
+    def __init__(
+        self, graph: Path, data: tuple[Path, Path], reference: Path | None, text: Path | None, psnr: float
+    ) -> None:
+        from upfusion.export.gate import require_gpu
+        from upfusion.export.reference import reference_for
+        from upfusion.runtime.manifest import read_manifest
+        from upfusion.runtime.pairs import find_pairs
+
+        require_gpu()
+        self._pairs = find_pairs(*data)
+        manifest = read_manifest(graph)
+        if reference is None and manifest.precision == "fp32":
+            reference = graph
+        self._reference = reference_for(graph, manifest, reference)
+        self._text, self._psnr = text, psnr
+        self.rejections = 0
+
+    def __call__(self, plan: Path) -> Manifest:
+        """Judge a plan, write the verdict into its manifest, and return that."""
+        from upfusion.cli.accept import judged, show, verdict_line
+        from upfusion.export.acceptance import record_acceptance
+
+        report = judged(
+            plan,
+            self._pairs,
+            reference=self._reference,
+            psnr=self._psnr,
+            with_metrics=False,
+            device="auto",
+            text=self._text,
+        )
+        show(report)
+        verdict_line(plan, report)
+        self.rejections += bool(report.reasons)
+        return record_acceptance(plan, report)
+
+
+def _built(graph: Path, path: Path, options: BuildOptions, gate: _Gate | None) -> tuple[Path, Manifest]:
+    """Build one engine under a bar, and let the gate judge it; a stopped build says so."""
     from upfusion.export.builder import engine_from_onnx
+    from upfusion.export.gate import accepted_engine_from_onnx
 
     with fraction_bar() as bar:
         task = bar.add_task("starting the builder", total=1.0)
@@ -100,8 +168,15 @@ def _built(graph: Path, path: Path, options: BuildOptions) -> Manifest:
         def show(phase: str, done: float) -> None:
             bar.update(task, description=phase, completed=done)
 
+        def judge(plan: Path) -> Manifest:
+            bar.stop()  # the comparison has its own
+            assert gate is not None
+            return gate(plan)
+
         try:
-            return engine_from_onnx(graph, path, options, show)
+            if gate is None:
+                return path, engine_from_onnx(graph, path, options, show)
+            return accepted_engine_from_onnx(graph, path, options, judge, show)
         except KeyboardInterrupt:
             console.print(f"{path} was not written", markup=False, soft_wrap=True)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,8 @@ import typer
 from upfusion.cli.console import console, print_json, progress_bar, wrote
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from upfusion.evaluation.run import Method
     from upfusion.evaluation.table import MethodInfo, Table
 
@@ -90,7 +93,7 @@ def evaluate_command(
                 names,
                 journal=output / JOURNAL,
                 workers=workers,
-                done=lambda pair, task=task: bar.advance(task),
+                done=functools.partial(_advance, bar, task),
             )
             tables.append(table)
     written = write_tables(tables, output)
@@ -105,6 +108,11 @@ def evaluate_command(
         for note in dict.fromkeys(note for table in tables for note in table.notes()):
             console.print(f"note: {note}", style="dim")
     wrote(*written)
+
+
+def _advance(bar: Progress, task: TaskID, _pair: str) -> None:
+    """Count a pair that is done."""
+    bar.advance(task)
 
 
 def _methods(
@@ -132,7 +140,7 @@ def _methods(
         identity = f"sha256:{sha256_of(path)} on {fuser.device}"
         if text is not None:
             identity += f" text sha256:{sha256_of(text)}"
-        methods[name] = lambda first, second, fuser=fuser: fuser(first, second, color="gray")
+        methods[name] = functools.partial(fuser, color="gray")
         infos[name] = MethodInfo(kind="artifact", identity=identity, path=str(path))
     if not methods:
         raise InputError("nothing to measure: no artifact, and --no-baselines", "give an artifact with -m")

@@ -11,9 +11,12 @@ Names: ``scpm.order`` (B, k) and ``tcpm1.order`` .. ``tcpm4.order`` (B, C), chan
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
+
+Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
 def decision_points(network: nn.Module) -> dict[str, nn.Module]:
@@ -32,22 +35,27 @@ def decision_points(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextlib.contextmanager
-def recording(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that each forward pass inside the block fills with the decisions taken."""
-    taken: dict[str, Tensor] = {}
+def record_outputs(points: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that each forward pass inside the block fills with the outputs of the named modules."""
+    seen: dict[str, Tensor] = {}
 
-    def recorder(name: str):
+    def recorder(name: str) -> Hook:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            taken[name] = output
+            seen[name] = output
 
         return hook
 
-    handles = [point.register_forward_hook(recorder(name)) for name, point in decision_points(network).items()]
+    handles = [point.register_forward_hook(recorder(name)) for name, point in points.items()]
     try:
-        yield taken
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def recording(network: nn.Module) -> contextlib.AbstractContextManager[dict[str, Tensor]]:
+    """Return a context that yields a dictionary which each forward pass fills with the decisions taken."""
+    return record_outputs(decision_points(network))
 
 
 @contextlib.contextmanager
@@ -57,7 +65,7 @@ def imposing(network: nn.Module, decisions: Mapping[str, Tensor]) -> Iterator[No
     Decisions that are not named stay the network's own.
     """
 
-    def replacement(decision: Tensor):
+    def replacement(decision: Tensor) -> Hook:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
             return decision.to(output.dtype)
 

@@ -7,10 +7,11 @@ Names of decisions are those of ``upfusion.model.decisions``; the values behind 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from upfusion.model.decisions import record_outputs
 
 
 def value_points(network: nn.Module) -> dict[str, nn.Module]:
@@ -22,23 +23,9 @@ def value_points(network: nn.Module) -> dict[str, nn.Module]:
     return points
 
 
-@contextlib.contextmanager
-def recording_values(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that each forward pass inside the block fills with the values behind each decision."""
-    seen: dict[str, Tensor] = {}
-
-    def recorder(name: str):
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            seen[name] = output
-
-        return hook
-
-    handles = [point.register_forward_hook(recorder(name)) for name, point in value_points(network).items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def recording_values(network: nn.Module) -> contextlib.AbstractContextManager[dict[str, Tensor]]:
+    """Return a context that yields a dictionary which each forward pass fills with the values behind decisions."""
+    return record_outputs(value_points(network))
 
 
 def order_margins(values: Tensor, chosen: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""The command line as a user meets it: help, exit codes, and the sentences of the short verbs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from upfusion import __version__
+from upfusion.cli.app import GROUPS, VERBS, app
+from upfusion.cli.sizes import parse_size, parse_sizes
+from upfusion.runtime.errors import InputError, UPFusionError
+from upfusion.runtime.manifest import SizeRange
+
+README = Path(__file__).resolve().parents[3] / "README.md"
+runner = CliRunner()
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user does."""
+    command = [sys.executable, "-m", "upfusion", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *GROUPS])
+def test_every_verb_teaches(verb: str):
+    result = runner.invoke(app, [verb, "--help"])
+    assert result.exit_code == 0, result.output
+    assert len(result.output) > 300
+
+
+def test_help_and_version_load_no_heavy_library():
+    code = (
+        "import sys; from typer.testing import CliRunner; from upfusion.cli.app import app;"
+        "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0;"
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'cv2', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert runner.invoke(app, ["--version"]).output.strip() == f"upfusion {__version__}"
+
+
+def test_an_error_is_a_sentence_a_remedy_and_exit_code_2(tmp_path: Path):
+    result = run("convert", tmp_path / "absent.pth", "-o", tmp_path / "x.safetensors")
+    assert result.returncode == 2
+    assert "absent.pth: no such checkpoint" in result.stderr
+    assert "hint:" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_refuses_contradicting_sizes(tmp_path: Path):
+    with pytest.raises(UPFusionError, match="exclude each other"):
+        runner.invoke(
+            app,
+            ["export", "x.pth", "-o", str(tmp_path / "x.onnx"), "--size", "64x64", "--dynamic"],
+            catch_exceptions=False,
+        )
+
+
+def test_sizes():
+    assert parse_size("480x640") == (480, 640)
+    assert parse_sizes("480x640").fixed
+    assert parse_sizes("64x64:480x640:1024x1280") == SizeRange(
+        minimum=(64, 64), optimum=(480, 640), maximum=(1024, 1280)
+    )
+    for text in ("480", "480x", "axb", "1x2:3x4", ""):
+        with pytest.raises(InputError):
+            parse_sizes(text)
+
+
+def test_readme_names_real_verbs_and_options():
+    commands = re.findall(r"upfusion ([a-z]+)((?: [^\n`#&|]*)?)", README.read_text(encoding="utf-8"))
+    seen = {verb for verb, _ in commands if verb in VERBS or verb in GROUPS}
+    assert {"demo", "text", "convert", "export", "build", "verify", "fuse", "doctor"} <= seen
+    for verb, rest in commands:
+        if verb not in VERBS:
+            continue
+        help_text = np.char.replace(runner.invoke(app, [verb, "--help"]).output, "\n", " ").item()
+        for option in re.findall(r"--[a-z0-9-]+", rest):
+            assert option in help_text, (verb, option)
