@@ -56,7 +56,6 @@ NEEDS = (
     Need(verb="accept", purpose="compare with the reference", extras=("metrics",)),
     Need(verb="calibrate", purpose="record ranges and margins", extras=("export",)),
     Need(verb="inspect", purpose="what an ONNX file costs", extras=("export",)),
-    Need(verb="bench", purpose="latency and throughput"),
     Need(verb="eval", purpose="metrics over a data set", extras=("metrics",)),
     Need(verb="train", purpose="train a checkpoint", extras=("train",)),
     Need(verb="data", purpose="check a folder of pairs"),

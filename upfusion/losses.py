@@ -78,9 +78,13 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def ssim_weights(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each source's share of the mean Sobel magnitude, over the whole batch at once."""
+    """Return each source's share of the mean Sobel magnitude, over the whole batch at once; halves without any."""
     a, b = sobel_magnitude(first).mean(), sobel_magnitude(second).mean()
-    return a / (a + b), b / (a + b)
+    total = a + b
+    if not total > 0:
+        half = torch.full_like(total, 0.5)
+        return half, half
+    return a / total, b / total
 
 
 def structure_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:

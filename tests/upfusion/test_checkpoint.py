@@ -86,7 +86,7 @@ def test_unused_tensors_are_named(network: FusionNetwork, tmp_path: Path, caplog
     content = to_authors(network)
     content["AWF"]["module.latent_gt.0.norm1.body.weight"] = torch.ones(3)
     torch.save(content, tmp_path / "unused.pth")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="upfusion"):
         assert_same_tensors(network, load_model(tmp_path / "unused.pth"))
     assert "latent_gt" in caplog.text
 
