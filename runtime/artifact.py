@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 ENGINE_SUFFIXES = (".engine", ".plan")
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
+_OPTIONS_HINT = "pass OnnxRuntimeOptions for an ONNX file, EngineOptions for an engine, or neither"
+
 
 def open_backend(path: Path, device: str, options: Any) -> tuple[Backend, Manifest]:
     """Return what runs an artifact on a device, and the artifact's manifest; both were checked against the file.
@@ -55,6 +57,8 @@ def _open_onnx(path: Path, kind: str, device_id: int, options: Any) -> tuple[Bac
             path,
             manifest_path(path).name,
         )
+    if not isinstance(options, OnnxRuntimeOptions | None):
+        raise InputError(f"{path} runs on ONNX Runtime, which takes no {type(options).__name__}", _OPTIONS_HINT)
     options = options or OnnxRuntimeOptions()
     if kind != "auto":
         options = dataclasses.replace(options, provider=kind, device_id=device_id)
@@ -70,6 +74,10 @@ def _open_onnx(path: Path, kind: str, device_id: int, options: Any) -> tuple[Bac
 
 def _open_engine(path: Path, kind: str, device_id: int, options: Any) -> tuple[Backend, Manifest]:
     """Return the TensorRT or TensorRT-RTX backend of an engine, and its manifest."""
+    from upfusion.runtime.backends.engine_library import EngineOptions
+
+    if not isinstance(options, EngineOptions | None):
+        raise InputError(f"{path} is an engine, which takes no {type(options).__name__}", _OPTIONS_HINT)
     manifest = read_manifest(path)
     if kind == "cpu":
         raise DeviceError(

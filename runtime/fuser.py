@@ -29,7 +29,7 @@ from upfusion.runtime.backends.base import (
     TimedBackend,
 )
 from upfusion.runtime.errors import InputError
-from upfusion.runtime.gpu_arrays import is_on_gpu
+from upfusion.runtime.gpu_arrays import is_on_gpu, shape_of
 from upfusion.runtime.images import Image
 from upfusion.runtime.manifest import Contract
 from upfusion.runtime.pairs import Pair
@@ -65,7 +65,8 @@ def load(
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt`` (ONNX Runtime's provider of that name), or ``auto``, which
     takes the GPU where the installed libraries can use one and says in the log what it took. A device that is asked
     for by name is used, or the call fails. ``channels``: colour order of the images that you will hand in and get
-    back. ``options``: the backend's own, ``OnnxRuntimeOptions`` or ``EngineOptions``.
+    back. ``options``: the backend's own, ``OnnxRuntimeOptions`` or ``EngineOptions``; with the former and ``auto``,
+    their provider is taken.
     ``warm_up`` runs once before returning; by default on GPUs, where the first run compiles and allocates.
 
     Raises:
@@ -259,12 +260,16 @@ class Fuser:
         self.close()
 
     def warm_up(self) -> None:
-        """Run once in every context at the size the artifact is tuned for, so that the first real call is not slow."""
+        """Run twice in every context at the size the artifact is tuned for, so that the first real call is not slow.
+
+        Twice, because engines capture their CUDA graph when a size comes again.
+        """
         height, width = self.contract.sizes.optimum
         ramp = np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8)
         with contextlib.ExitStack() as held:
             for worker in [held.enter_context(self._worker()) for _ in self._workers]:
-                self._run(worker, [ramp] * self.contract.batch, [ramp] * self.contract.batch)
+                for _ in range(2):
+                    self._run(worker, [ramp] * self.contract.batch, [ramp] * self.contract.batch)
 
     def parts_ms(self, visible: Image, infrared: Image, color: Color = "auto") -> dict[str, float]:
         """Fuse one pair and return where the time goes, in milliseconds.
@@ -305,7 +310,7 @@ class Fuser:
             result = worker.backend.run_on_device(
                 {one: visible, two: infrared},
                 self.contract.outputs[0].name,
-                single=len(visible.shape) == len(self.contract.inputs[0].shape) - 1,
+                single=len(shape_of(visible)) == len(self.contract.inputs[0].shape) - 1,
                 stream=stream,
                 out=out,
             )

@@ -19,6 +19,9 @@ import numpy as np
 
 from upfusion.runtime.cuda import Block, Cuda
 
+LEGACY_DEFAULT_STREAM = 1
+"""Its number in the protocols, where 0 would be ambiguous."""
+
 _ON_CUDA = 2
 """DLPack's number of CUDA devices."""
 
@@ -47,7 +50,7 @@ class DeviceArray:
             "data": (self.address, False),
             "strides": None,
             "version": 3,
-            "stream": self._stream,
+            "stream": self._stream or LEGACY_DEFAULT_STREAM,
         }
 
     def __dlpack__(self, **arguments: Any) -> Any:
@@ -68,3 +71,9 @@ def is_on_gpu(array: object) -> bool:
         return True
     device = getattr(array, "__dlpack_device__", None)
     return device is not None and int(device()[0]) == _ON_CUDA
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """Return the shape of an array on the GPU."""
+    shape = getattr(array, "shape", None)
+    return tuple(array.__cuda_array_interface__["shape"] if shape is None else shape)

@@ -76,7 +76,7 @@ def write_image(path: str | Path, image: Image, provenance: str = "") -> None:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}", f"use {_or(SUFFIXES)}")
-    done, encoded = cv2.imencode(path.suffix, image[..., ::-1] if image.ndim == 3 else image)
+    done, encoded = cv2.imencode(path.suffix.lower(), image[..., ::-1] if image.ndim == 3 else image)
     if not done:
         raise InputError(f"{path}: a {image.dtype} image cannot be written as {path.suffix}", "write .png instead")
     try:

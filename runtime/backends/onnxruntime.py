@@ -267,10 +267,13 @@ def _session(path: Path, options: OnnxRuntimeOptions) -> Any:
     }[options.optimization]
     chosen: dict[str, str] = {} if options.provider == "cpu" else {"device_id": str(options.device_id)}
     chosen |= {**DEFAULT_PROVIDER_OPTIONS[options.provider], **options.provider_options}
+    providers: list[Any] = [(provider, chosen)]
+    if options.provider == "tensorrt" and PROVIDERS["cuda"] in present:  # for nodes that TensorRT leaves out
+        providers.append((PROVIDERS["cuda"], {"device_id": str(options.device_id), **DEFAULT_PROVIDER_OPTIONS["cuda"]}))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it announces the fallback that is refused below
-            session = library.InferenceSession(str(path), settings, providers=[(provider, chosen)])
+            session = library.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # pybind classes without a common base
         raise _unloadable(path, options, type(error).__name__, str(error)) from error
     if session.get_providers()[0] != provider:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from upfusion.runtime.backends.engine import Context, Engine, EngineBackend, EngineOptions, Library
+from upfusion.runtime.backends.engine import EngineBackend
+from upfusion.runtime.backends.engine_library import Context, Engine, EngineOptions, Library
 from upfusion.runtime.backends.misfit import misfit, rebuild_command, unusable
 from upfusion.runtime.backends.trt_logger import logger_of, taken_errors
 from upfusion.runtime.cuda import Cuda, CudaCore, Stream

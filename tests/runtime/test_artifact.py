@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from upfusion.runtime.backends.engine_library import EngineOptions
 from upfusion.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions, available_providers
 from upfusion.runtime.errors import ArtifactError, DeviceError, InputError, ManifestError, MissingDependencyError
 from upfusion.runtime.fuser import load
@@ -190,6 +191,14 @@ def test_options() -> None:
         OnnxRuntimeOptions(provider="npu")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="negative"):
         OnnxRuntimeOptions(threads=-1)
+
+
+def test_options_of_the_other_kind(tmp_path: Path, make: Any) -> None:
+    path = make.onnx(tmp_path / "tiny.onnx", make.tensor_contract())
+    with pytest.raises(InputError, match=r"tiny\.onnx runs on ONNX Runtime, which takes no EngineOptions"):
+        load(path, options=EngineOptions())
+    with pytest.raises(InputError, match=r"fusion\.engine is an engine, which takes no OnnxRuntimeOptions"):
+        load(engine(tmp_path / "fusion.engine", make), options=OnnxRuntimeOptions())
 
 
 def test_threads_change_nothing_but_time(tmp_path: Path, make: Any, noise: Any) -> None:

@@ -239,7 +239,7 @@ def test_warm_up_runs_every_context(make: Any) -> None:
             return Counting(make.tensor_contract())
 
     Fuser(Counting(make.tensor_contract()), make.tensor_contract(), contexts=2).warm_up()
-    assert ran == [(1, 3, 32, 48)] * 2
+    assert ran == [(1, 3, 32, 48)] * 4
 
 
 def test_parts_add_up_to_about_a_call(fuser: Fuser, noise: Any) -> None:

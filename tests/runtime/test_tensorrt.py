@@ -195,17 +195,20 @@ def test_messages_of_the_library(name: str, caplog: pytest.LogCaptureFixture) ->
 
 def test_both_libraries_fit_the_seam() -> None:
     """Every call that the shared code makes exists in the library's classes."""
-    from upfusion.runtime.backends import engine
+    from upfusion.runtime.backends import engine_library, loaded_engine
 
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
             library = __import__(name)
         except ImportError:
             continue
-        for protocol, real in ((engine.Context, library.IExecutionContext), (engine.Engine, library.ICudaEngine)):
+        for protocol, real in (
+            (engine_library.Context, library.IExecutionContext),
+            (engine_library.Engine, library.ICudaEngine),
+        ):
             used = {member for member in vars(protocol) if not member.startswith("_")}
             assert used <= set(dir(real)), f"{name}: {used - set(dir(real))}"
-        assert set(engine._TYPES) <= set(library.DataType.__members__)
+        assert set(loaded_engine._TYPES) <= set(library.DataType.__members__)
         assert {"INPUT", "OUTPUT"} <= set(library.TensorIOMode.__members__)
 
 
