@@ -112,8 +112,9 @@ def train(
       --stand-in-text --steps 4000 -o runs/tiny
     """
     from upfusion.train.distributed import processes
-    from upfusion.train.loop import FILE, WEIGHTS, StepReport
+    from upfusion.train.loop import WEIGHTS, StepReport
     from upfusion.train.run import RunRequest, prepared_run
+    from upfusion.train.state import FILE
 
     request = RunRequest(
         data=tuple(data),

@@ -16,9 +16,10 @@ from upfusion.runtime.pairs import read_pair
 from upfusion.text import stand_in_text
 from upfusion.train.data import Crops, PairReader
 from upfusion.train.distributed import Processes
-from upfusion.train.loop import BEST, FILE, WEIGHTS, Trainer, TrainOptions
+from upfusion.train.loop import BEST, WEIGHTS, Trainer, TrainOptions
 from upfusion.train.recipes import RECIPES, recipe_named
 from upfusion.train.schedule import learning_rate
+from upfusion.train.state import FILE
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
