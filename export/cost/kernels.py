@@ -14,8 +14,9 @@ The assumptions, alike for every graph:
   size) is done again by each, so that nothing is written for it. A layer norm or softmax that is one node is
   one kernel: read once, write once. This is what TensorRT documents; a norm spelled out in primitive nodes is
   a kernel per reduction.
-* **Transposes, casts and other copies** join elementwise or norm kernels beside them (another index, another type);
-  elsewhere they read and write once.
+* **Transposes** join elementwise or norm kernels beside them (another index); elsewhere they read and write once.
+* **Casts** join whatever makes or reads the value, products included: TensorRT documents casts around a product as the
+  way to ask for sums in FP32, and reads the narrow type.
 * **Gather, TopK, resize, concatenation, pixel shuffle** read what they take and write once.
 
 Bytes without fusion count every node that is not a view as reading its operands and writing its results.
@@ -24,7 +25,7 @@ Bytes without fusion count every node that is not a view as reading its operands
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from upfusion.export.cost.graph import Graph, Node
@@ -57,7 +58,9 @@ class Kernel:
 
     nodes: list[Node] = field(default_factory=list)
     reads: set[str] = field(default_factory=set)
+    """Names of regions: whole results, or parts of them that a split or a slice names."""
     writes: set[str] = field(default_factory=set)
+    """Names of whole results."""
 
     @property
     def leader(self) -> Node:
@@ -95,9 +98,28 @@ def sources_of(graph: Graph) -> dict[str, str]:
     return source
 
 
+def regions_of(graph: Graph) -> dict[str, str]:
+    """Return for every tensor the part of a memory that it shows: what the last split or slice names, or all."""
+    region: dict[str, str] = {}
+    for node in graph.nodes:
+        for output in node.outputs:
+            own = not is_view(node, graph) or not node.inputs or node.kind in ("Split", "Slice")
+            region[output] = output if own else region.get(node.inputs[0], node.inputs[0])
+    return region
+
+
+def bytes_moved(kernel: Kernel, graph: Graph, source: Mapping[str, str]) -> int:
+    """Return what a kernel reads and writes; parts of one memory count once each, and never more than all of it."""
+    read: dict[str, int] = defaultdict(int)
+    for region in kernel.reads:
+        read[source.get(region, region)] += graph.tensors[region].nbytes
+    inward = sum(min(size, graph.tensors[memory].nbytes) for memory, size in read.items())
+    return inward + sum(graph.tensors[name].nbytes for name in kernel.writes)
+
+
 def kernels_of(graph: Graph) -> list[Kernel]:
     """Group the nodes, in their order, by the rules of this module's docstring."""
-    source = sources_of(graph)
+    source, region = sources_of(graph), regions_of(graph)
     producer: dict[str, int] = {}  # tensor -> index of the kernel that makes it
     kernels: list[Kernel] = []
     readers = _readers(graph, source)
@@ -115,7 +137,7 @@ def kernels_of(graph: Graph) -> list[Kernel]:
         made = {output for member in kernel.nodes for output in member.outputs}
         for name in node.inputs:
             if name and source.get(name, name) not in made:
-                kernel.reads |= _reads_through(source.get(name, name), cheap, graph, source)
+                kernel.reads |= _reads_through(name, cheap, source, region)
         for output in node.outputs:
             producer[output] = home
     _settle(kernels, graph, source, cheap)
@@ -159,7 +181,8 @@ def _recomputable(graph: Graph, readers: dict[str, list[Node]]) -> dict[str, Nod
         full = [name for name in node.inputs if name and graph.tensors[name].size == size]
         ends = all(user.kind in REDUCTIONS | NORMS for user in users)
         light = len(users) > 1 and len(full) == 1 and all(_takes_prologue(user) for user in users)
-        if ends or light:
+        widens = node.kind == "Cast" and all(_takes_prologue(user) or user.kind in PRODUCTS for user in users)
+        if ends or light or widens:
             cheap[output] = node
     return cheap
 
@@ -169,15 +192,15 @@ def _takes_prologue(node: Node) -> bool:
     return is_elementwise(node) or node.kind in REDUCTIONS | NORMS | COPIES
 
 
-def _reads_through(name: str, cheap: dict[str, Node], graph: Graph, source: dict[str, str]) -> set[str]:
-    """Return what must be read to have a tensor: itself, or the operands that it is recomputed from."""
-    if name not in cheap:
-        return {name}
+def _reads_through(
+    name: str, cheap: Mapping[str, Node], source: Mapping[str, str], region: Mapping[str, str]
+) -> set[str]:
+    """Return what must be read to have a tensor: its region, or the operands that it is made again from."""
+    memory = source.get(name, name)
+    if memory not in cheap:
+        return {region.get(name, name)}
     return {
-        read
-        for operand in cheap[name].inputs
-        if operand
-        for read in _reads_through(source.get(operand, operand), cheap, graph, source)
+        read for operand in cheap[memory].inputs if operand for read in _reads_through(operand, cheap, source, region)
     }
 
 
@@ -232,15 +255,15 @@ def _after_copy(
     return None
 
 
-def _settle(kernels: list[Kernel], graph: Graph, source: dict[str, str], cheap: Collection[str]) -> None:
+def _settle(kernels: list[Kernel], graph: Graph, source: Mapping[str, str], cheap: Collection[str]) -> None:
     """Fill in what each kernel writes: results that another kernel or the caller reads."""
     needed = {source.get(name, name) for name in graph.outputs}
     recomputed = set(cheap)
     for kernel in kernels:
         inside = {output for node in kernel.nodes for output in node.outputs}
-        kernel.reads -= inside
+        kernel.reads = {region for region in kernel.reads if source.get(region, region) not in inside}
         if not inside <= recomputed:
-            needed |= kernel.reads
+            needed |= {source.get(region, region) for region in kernel.reads}
     for kernel in kernels:
         inside = {output for node in kernel.nodes for output in node.outputs}
         kernel.writes = (inside & needed) - recomputed

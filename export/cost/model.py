@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from upfusion.export.cost.gpus import Gpu
 from upfusion.export.cost.graph import Graph, Node
-from upfusion.export.cost.kernels import PRODUCTS, Kernel, is_view, kernels_of, sources_of
+from upfusion.export.cost.kernels import PRODUCTS, Kernel, bytes_moved, is_view, kernels_of, sources_of
 
 BLOCKS: tuple[tuple[str, str], ...] = (
     (r"pruning\.trunk", "pruning trunk"),
@@ -63,9 +63,9 @@ def cost_of(graph: Graph, gpu: Gpu | None = None) -> GraphCost:
     kernels_in: dict[str, list[Kernel]] = {name: [] for name in names}
     for kernel in kernels:
         kernels_in[block_of(kernel.leader)].append(kernel)
-    blocks = {name: _block(graph, nodes_in[name], kernels_in[name], gpu) for name in names}
+    blocks = {name: _block(graph, nodes_in[name], kernels_in[name], gpu, source) for name in names}
     return GraphCost(
-        total=_block(graph, list(graph.nodes), kernels, gpu),
+        total=_block(graph, list(graph.nodes), kernels, gpu, source),
         blocks=blocks,
         peak_bytes=peak_bytes(graph, kernels, source),
         node_kinds=dict(Counter(node.kind for node in graph.nodes).most_common()),
@@ -108,7 +108,7 @@ def peak_bytes(graph: Graph, kernels: list[Kernel], source: dict[str, str]) -> i
     last: dict[str, int] = {}
     for step, kernel in enumerate(kernels):
         for name in kernel.reads:
-            last[name] = step
+            last[source.get(name, name)] = step
     for name in graph.outputs:
         last[source.get(name, name)] = len(kernels)
     alive = {name: graph.tensors[name].nbytes for name in graph.inputs}
@@ -120,20 +120,22 @@ def peak_bytes(graph: Graph, kernels: list[Kernel], source: dict[str, str]) -> i
     return peak
 
 
-def _block(graph: Graph, nodes: list[Node], kernels: list[Kernel], gpu: Gpu | None) -> BlockCost:
+def _block(
+    graph: Graph, nodes: list[Node], kernels: list[Kernel], gpu: Gpu | None, source: Mapping[str, str]
+) -> BlockCost:
     weights = {name for node in nodes for name in node.inputs if name in graph.weights}
     return BlockCost(
         flops=sum(flops_of(node, graph) for node in nodes),
         bytes_unfused=sum(_bytes(graph, {*node.inputs, *node.outputs}) for node in nodes if not is_view(node, graph)),
-        bytes_fused=sum(_bytes(graph, kernel.reads | kernel.writes) for kernel in kernels),
+        bytes_fused=sum(bytes_moved(kernel, graph, source) for kernel in kernels),
         weight_bytes=_bytes(graph, weights),
         kernels=len(kernels),
         nodes=len(nodes),
-        roofline_ms=None if gpu is None else sum(_milliseconds(graph, kernel, gpu) for kernel in kernels),
+        roofline_ms=None if gpu is None else sum(_milliseconds(graph, kernel, gpu, source) for kernel in kernels),
     )
 
 
-def _milliseconds(graph: Graph, kernel: Kernel, gpu: Gpu) -> float:
+def _milliseconds(graph: Graph, kernel: Kernel, gpu: Gpu, source: Mapping[str, str]) -> float:
     """Return the larger of a kernel's arithmetic and memory time.
 
     Dense products of halves run on tensor cores; depthwise convolutions, FP32 and elementwise work do not.
@@ -144,7 +146,7 @@ def _milliseconds(graph: Graph, kernel: Kernel, gpu: Gpu) -> float:
         dense = node.kind in PRODUCTS and not (node.kind == "Conv" and graph.tensors[node.inputs[1]].shape[1] == 1)
         rate = gpu.half_tflops if half and dense else gpu.single_tflops
         seconds += flops_of(node, graph) / (rate * 1e12)
-    moved = _bytes(graph, kernel.reads | kernel.writes) / (gpu.bandwidth_gbps * 1e9)
+    moved = bytes_moved(kernel, graph, source) / (gpu.bandwidth_gbps * 1e9)
     return 1e3 * max(seconds, moved)
 
 

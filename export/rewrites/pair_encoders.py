@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upfusion.export.deploy import DeployNetwork, stacked
@@ -38,8 +37,11 @@ class PairedEncoders(nn.Module):
         for level, blocks in enumerate(self.levels):
             if level:
                 # As a batch of twice as many images: both streams have the same weights here.
-                halves = self.downs[level - 1].conv(x.reshape(x.shape[0] * 2, -1, *x.shape[-2:]))
-                x = F.pixel_unshuffle(halves.reshape(x.shape[0], -1, *x.shape[-2:]), 2)
+                batch, _, height, width = x.shape
+                halves = self.downs[level - 1].conv(x.reshape(batch * 2, -1, height, width))
+                # The pixel unshuffle, with the streams back side by side in its first reshape.
+                places = halves.reshape(batch, -1, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+                x = places.reshape(batch, -1, height // 2, width // 2)
             x = blocks(x)
             levels.append((x,))
         return levels

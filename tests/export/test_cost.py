@@ -69,7 +69,7 @@ def test_halves_of_a_convolution_are_gated_by_a_second_kernel(tmp_path):
     graph = read_graph(save(tmp_path / "g.onnx", nodes, weights, ["z"]))
     first, second = kernels_of(graph)
     assert (first.reads, first.writes) == ({"x", "w"}, {"y"})
-    assert (second.reads, second.writes) == ({"y"}, {"z"})
+    assert (second.reads, second.writes) == ({"a", "b"}, {"z"})
     # y is read whole, so two maps go in and one comes out; it lives beside x, then beside z.
     assert cost_of(graph).total.bytes_fused == (1 + 2) * MAP + 2 * C * C * 4 + (2 + 1) * MAP
     assert cost_of(graph).peak_bytes == 3 * MAP
