@@ -63,7 +63,7 @@ def _print_report(report: Report) -> None:
     text = f"{report.pairs} pairs ({splits}), {report.first} + {report.second}"
     check_line(report.good, report.dataset, f"{text} in {report.folder}")
     if report.pairs:
-        console.print(f"  sizes: {sizes}; first image: {kinds}")
+        console.print(f"  sizes: {sizes}; first image: {kinds}", soft_wrap=True)
     for finding in report.findings:
         color = "red" if finding.severity == "error" else "yellow"
         console.print(
