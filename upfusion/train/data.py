@@ -161,7 +161,8 @@ def enlarged(image: Image, size: int) -> Image:
     short = [(0, max(0, size - side)) for side in image.shape[:2]]
     if not any(after for _, after in short):
         return image
-    return np.pad(image, short + [(0, 0)] * (image.ndim - 2))
+    padded: Image = np.pad(image, short + [(0, 0)] * (image.ndim - 2))  # type: ignore[assignment]
+    return padded
 
 
 def darkened(visible: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
