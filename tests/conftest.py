@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,12 @@ def golden(shared: Path) -> Path:
     folder = shared / "golden"
     sys.path.insert(0, str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """Undo what a command of the test did to the log level: the next test may look for an INFO line."""
+    logger = logging.getLogger("upfusion")
+    level = logger.level
+    yield
+    logger.setLevel(level)
