@@ -44,7 +44,7 @@ def killed_and_resumed(pairs, tmp_path):
     while step < 3 and time.monotonic() < deadline and process.poll() is None:
         if (output / "state.pt").exists():
             step = torch.load(output / "state.pt", weights_only=True)["step"]
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 3 <= step < 8
