@@ -167,7 +167,7 @@ class Scratch:
             self._size = (height, width)
             self.levels = np.empty((3, height, width), np.uint8)
             self.values = np.empty((3, height, width), np.float32)
-            self.plane = np.empty((height, width), np.float32)
+            self.plane, self.product = np.empty((2, height, width), np.float32)
 
 
 def prepare(first: Image, second: Image, multiple: int = MULTIPLE) -> tuple[Planes, Planes]:
@@ -273,8 +273,9 @@ def _luma(image: Image, scratch: Scratch) -> Planes:
     for target, channel in zip(values, channels, strict=True):
         np.copyto(target, channel)
     np.multiply(values[0], LUMA[0], out=plane)
-    plane += values[1] * LUMA[1]
-    plane += values[2] * LUMA[2]
+    for place in (1, 2):
+        np.multiply(values[place], LUMA[place], out=scratch.product)
+        np.add(plane, scratch.product, out=plane)
     return plane
 
 
