@@ -49,7 +49,7 @@ class OpenAttention(nn.Module):
         self.head_axis = True
         self.temperature = trained.temperature
         self.to_qkv: nn.Module = trained.to_qkv
-        self.depthwise = trained.depthwise
+        self.depthwise: nn.Module = trained.depthwise
         self.similarity: nn.Module = CosineOfMaps()
         self.output: nn.Module = ProjectedMaps(trained.project)
 
@@ -61,13 +61,15 @@ class OpenAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape."""
-        maps = self.depthwise(self.to_qkv(x))  # (B, streams * 3C, H, W)
-        channels = maps.shape[1] // (3 * self.heads * self.streams)
+        channels = x.shape[1] // (self.heads * self.streams)
         lead = (x.shape[0],) if self.streams == 1 else (x.shape[0], self.streams)
-        if self.head_axis:
-            q, k, v = maps.reshape(*lead, 3 * self.heads, channels, -1).chunk(3, dim=-3)
+        rows = [self.heads, channels] if self.head_axis else [channels]
+        if isinstance(self.to_qkv, nn.ModuleList) and isinstance(self.depthwise, nn.ModuleList):
+            parts = zip(self.depthwise, self.to_qkv, strict=True)
+            q, k, v = (depthwise(conv(x)).reshape(*lead, *rows, -1) for depthwise, conv in parts)
         else:
-            q, k, v = maps.reshape(*lead, 3 * channels, -1).chunk(3, dim=-2)
+            maps = self.depthwise(self.to_qkv(x))  # (B, streams * 3C, H, W)
+            q, k, v = maps.reshape(*lead, 3 * rows[0], *rows[1:], -1).chunk(3, dim=len(lead))
         attention = (self.similarity(q, k) * self.temperature).softmax(-1)
         out: Tensor = self.output(attention, v)
         return out.reshape(x.shape)

@@ -98,13 +98,21 @@ def paired_block(first: RestormerBlock, second: RestormerBlock) -> RestormerBloc
     ours, theirs = first.attention, second.attention
     ours.streams = 2
     ours.temperature = _stacked_parameters([ours.temperature, theirs.temperature])
-    ours.to_qkv = paired_conv(ours.to_qkv, theirs.to_qkv)
-    ours.depthwise = paired_conv(ours.depthwise, theirs.depthwise)
+    ours.to_qkv = paired(ours.to_qkv, theirs.to_qkv)
+    ours.depthwise = paired(ours.depthwise, theirs.depthwise)
     ours.output.weight = _stacked_parameters([ours.output.weight, theirs.output.weight])
-    for name, convs in first.feed_forward.named_children():
-        for index, conv in enumerate(getattr(second.feed_forward, name)):
-            convs[index] = paired_conv(convs[index], conv)
+    for name, convs in list(first.feed_forward.named_children()):
+        setattr(first.feed_forward, name, paired(convs, getattr(second.feed_forward, name)))
     return first
+
+
+def paired(first: nn.Module, second: nn.Module) -> nn.Module:
+    """Return two convolutions, or two lists of them, as one."""
+    if isinstance(first, nn.ModuleList) and isinstance(second, nn.ModuleList):
+        return nn.ModuleList(map(paired, first, second))
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    return paired_conv(first, second)
 
 
 def paired_conv(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:

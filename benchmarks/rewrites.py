@@ -1,0 +1,203 @@
+"""What the rewrites buy: nodes, counted bytes, live memory, TensorRT-RTX's memory, and the error in float64.
+
+python -m benchmarks.rewrites [--golden ../shared/golden] [--size 480x640] [--forms paper,plain,...] [--engines]
+
+The base network with the golden recipe's weights, exported in five forms. ``paper`` is the reference: the plain
+deploy form with every layer norm spelled out as the paper's equations read and every selection an element gather.
+Each form is exported in both precisions, cleaned by ``export.simplify`` alike, and counted by ``export.cost``. With
+``--engines`` its FP16 graph is built by TensorRT-RTX, which reports its activation memory without a GPU. Figures are
+added to benchmarks/results/rewrites.json form by form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import machine
+from upfusion.checkpoint import UNUSED, authors_key
+from upfusion.cli.sizes import parse_sizes
+from upfusion.config import PRESETS
+from upfusion.export import deploy as deploy_module
+from upfusion.export.cost import cost_of, gpu_named, read_graph
+from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
+from upfusion.export.onnx_export import ExportOptions, contract_of, graph_of
+from upfusion.export.rewrites import DEFAULTS, LEAN, apply_rewrites
+from upfusion.model import FusionNetwork, pruning
+from upfusion.model.layers import LayerNorm2d, widen
+from upfusion.runtime.files import replacing
+from upfusion.text import TextFeatures
+
+RESULT = Path(__file__).parent / "results" / "rewrites.json"
+FORMS: dict[str, tuple[str, ...]] = {
+    "paper": (),
+    "plain": (),
+    "tensorrt": DEFAULTS["tensorrt"],
+    "lean": (*DEFAULTS["tensorrt"], *LEAN),
+    "cpu": DEFAULTS["cpu"],
+}
+
+
+class SpelledNorm(nn.Module):
+    """A layer norm over the channels in primitive steps."""
+
+    def __init__(self, norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        rows = widen(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        deviation = rows - rows.mean(-1, keepdim=True)
+        normed = deviation / torch.sqrt(rows.var(-1, keepdim=True, unbiased=False) + self.eps)
+        return (normed * self.weight + self.bias).transpose(1, 2).unflatten(2, x.shape[-2:]).to(x.dtype)
+
+
+def gather_elements(x: Tensor, order: Tensor) -> Tensor:
+    """Take channels by an index as large as the result."""
+    return torch.gather(x, 1, order[:, :, None, None].expand(-1, -1, *x.shape[-2:]))
+
+
+def spell_out(deploy: DeployNetwork) -> None:
+    """Put the reference's norms into a deploy form."""
+    for parent in list(deploy.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LayerNorm2d):
+                setattr(parent, name, SpelledNorm(child))
+
+
+def golden_network(golden: Path) -> tuple[FusionNetwork, TextFeatures]:
+    """Return the base network with the weights of recipe ``full``, and the golden text."""
+    sys.path.insert(0, str(golden))
+    make_weights = importlib.import_module("make_weights")
+    values = make_weights.make_state_dict(make_weights.load_recipe(golden / "recipe.json", "full"))
+    network = FusionNetwork(PRESETS["base"]).eval().requires_grad_(False)
+    state = {
+        name: torch.from_numpy(values[authors_key(name)]).reshape(tensor.shape)
+        for name, tensor in network.state_dict().items()
+    }
+    assert len(state) == sum(not UNUSED.match(key) for key in values)
+    network.load_state_dict(state)
+    text = np.load(golden / "full_64x64.npz")["text"].astype(np.float32)
+    return network, TextFeatures(features=text, prompt="golden", encoder="recipe")
+
+
+def export(network: FusionNetwork, text: TextFeatures, form: str, options: ExportOptions, path: Path) -> float:
+    """Write one form without comparing it (the tests do); return the seconds it took."""
+    start = time.perf_counter()
+    deploy = fix_text(network, text)[0]
+    taken = deploy_module.take_channels
+    if form == "paper":
+        spell_out(deploy)
+        deploy_module.take_channels = pruning.take_channels = gather_elements
+    try:
+        apply_rewrites(deploy, FORMS[form])
+        if options.precision == "fp16":
+            use_half_maps(deploy)
+        contract = contract_of(options)
+        graph = graph_of(deploy, contract)
+    finally:
+        deploy_module.take_channels = pruning.take_channels = taken
+    del graph.graph.output[len(contract.outputs) :]
+    onnx.save(graph, path)
+    return time.perf_counter() - start
+
+
+def counted(path: Path) -> dict[str, object]:
+    """Return the cost model's figures."""
+    cost = cost_of(read_graph(path), gpu_named("H200"))
+    return {
+        "nodes": cost.total.nodes,
+        "kernels": cost.total.kernels,
+        "gflop": round(cost.total.flops / 1e9, 1),
+        "bytes_unfused": cost.total.bytes_unfused,
+        "bytes_fused": cost.total.bytes_fused,
+        "peak_live_bytes": cost.peak_bytes,
+        "weight_bytes": cost.total.weight_bytes,
+        "roofline_ms_h200": round(cost.total.roofline_ms or 0.0, 2),
+        "node_kinds": dict(cost.node_kinds),
+    }
+
+
+def built(path: Path) -> dict[str, object]:
+    """Build with TensorRT-RTX and return what it reports; nothing runs on a GPU."""
+    import tensorrt_rtx as trt
+
+    class Reports(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+
+        def log(self, severity: object, msg: str) -> None:
+            self.lines.append(msg)
+
+        def bytes_of(self, what: str) -> int:
+            found = (re.match(rf"Total {what} Memory: (\d+) bytes", line) for line in self.lines)
+            return max(int(match[1]) for match in found if match)
+
+    start = time.perf_counter()
+    logger = Reports()
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        raise SystemExit(f"{path.name}: {parser.get_error(0).desc()}")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if builder.build_serialized_network(network, config) is None:
+        raise SystemExit(f"{path.name}: {logger.lines[-3:]}")
+    return {
+        "builder": f"tensorrt-rtx {trt.__version__}",
+        "activation_memory_bytes": logger.bytes_of("Activation"),
+        "weights_bytes": logger.bytes_of("Weights"),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def add(form: str, size: str, figures: dict[str, object]) -> None:
+    """Put one form's figures into the result file."""
+    known = json.loads(RESULT.read_text()) if RESULT.is_file() else {"forms": {}}
+    known |= {"network": "base, recipe full", "size": size, "rewrites": {name: list(FORMS[name]) for name in FORMS}}
+    measured = {"measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    known["forms"][form] = known["forms"].get(form, {}) | figures | measured | {"machine": machine()}
+    RESULT.parent.mkdir(exist_ok=True)
+    with replacing(RESULT) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--golden", type=Path, default=Path("../shared/golden"))
+    parser.add_argument("--size", default="480x640")
+    parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--precisions", default="fp32,fp16")
+    parser.add_argument("--engines", action="store_true", help="build the FP16 graphs with TensorRT-RTX")
+    arguments = parser.parse_args()
+    network, text = golden_network(arguments.golden)
+    for form in arguments.forms.split(","):
+        for precision in arguments.precisions.split(","):
+            options = ExportOptions(precision=precision, sizes=parse_sizes(arguments.size))
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "graph.onnx"
+                seconds = export(network, text, form, options, path)
+                figures = {"export_seconds": round(seconds, 1), **counted(path)}
+                if arguments.engines and precision == "fp16":
+                    figures["engine"] = built(path)
+            add(form, arguments.size, {precision: figures})
+            print(form, precision, {name: value for name, value in figures.items() if name != "node_kinds"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

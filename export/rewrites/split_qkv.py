@@ -1,0 +1,41 @@
+"""Queries, keys and values made one after the other."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from upfusion.export.deploy import DeployNetwork
+from upfusion.export.rewrites.open_attention import OpenAttention, open_attentions
+from upfusion.export.rewrites.report import RewriteReport
+from upfusion.export.rewrites.weights import bias_of, conv_of, matrix
+
+
+def split_qkv(deploy: DeployNetwork) -> RewriteReport:
+    """Cut the convolutions that make queries, keys and values together, where maps are largest.
+
+    With the rows of the 1x1 convolution W and of the depthwise convolution D cut in thirds::
+
+        [q; k; v] = D W x    is    q = D_q W_q x,  k = D_k W_k x,  v = D_v W_v x
+
+    Only one third of the map between the two convolutions lives at a time, and q and k are gone before v is made.
+    x is read three times, so this is done only in the blocks at full resolution.
+    """
+    network = deploy.network
+    largest = [network.decoders[0], network.refinement, network.encoders_visible[0], network.encoders_infrared[0]]
+    open_attentions(deploy)
+    done = 0
+    for block in (block for stage in largest for block in stage):
+        attention = block.attention
+        if not isinstance(attention, OpenAttention) or not isinstance(attention.to_qkv, nn.Conv2d):
+            continue
+        bias = None if attention.to_qkv.bias is None else bias_of(attention.to_qkv).chunk(3)
+        rows = matrix(attention.to_qkv).chunk(3)
+        kernels = attention.depthwise.weight.double().chunk(3)
+        attention.depthwise = nn.ModuleList(
+            conv_of(kernel, None, like=attention.depthwise, groups=len(kernel)) for kernel in kernels
+        )
+        attention.to_qkv = nn.ModuleList(
+            conv_of(part, bias and bias[index], like=attention.to_qkv) for index, part in enumerate(rows)
+        )
+        done += 1
+    return RewriteReport("split_qkv", done)
