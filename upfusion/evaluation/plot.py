@@ -45,6 +45,10 @@ def write_plot(tables: Sequence[Table], path: Path, kind: Kind = "bar") -> None:
         for name, panel in zip(table.names, row, strict=True):
             _draw(panel, table, name, kind)
         row[0].set_ylabel(f"{table.dataset} ({len(table.pairs)} pairs)")
+    # One legend below all panels: inside one it would cover values.
+    lines = [line for panel in panels.flat for line in panel.get_legend_handles_labels()[0]]
+    if lines:
+        figure.legend(handles=lines[:1], loc="outside lower center", fontsize=8, frameon=False)
     with replacing(path) as temporary:
         tool = "Software" if path.suffix == ".png" else "Creator"
         figure.savefig(temporary, dpi=150, metadata={tool: f"upfusion {upfusion.__version__}"})
@@ -82,7 +86,6 @@ def _draw(panel, table: Table, name: str, kind: Kind) -> None:  # type: ignore[n
         panel.hlines(means, [p - 0.25 for p in places], [p + 0.25 for p in places], color="black", linewidth=1.2)
     if name in (printed := table.paper()):
         panel.axhline(printed[name], linestyle="--", linewidth=0.9, color="black", label=PAPER_METHOD)
-        panel.legend(fontsize=6, loc="lower right")
     panel.set_title(f"{name} {arrow(name)}", fontsize=9)
     panel.set_xticks(list(places), methods, rotation=60, ha="right", fontsize=7)
     panel.tick_params(axis="y", labelsize=7)
