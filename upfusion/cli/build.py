@@ -137,8 +137,8 @@ class _Gate:
         self._text, self._psnr = text, psnr
         self.rejections = 0
 
-    def __call__(self, plan: Path) -> Manifest:
-        """Judge a plan, write the verdict into its manifest, and return that."""
+    def judge(self, plan: Path, name: str) -> Manifest:
+        """Judge a plan that is to become ``name``, write the verdict into its manifest, and return that."""
         from upfusion.cli.accept import judged, show, verdict_line
         from upfusion.export.acceptance import record_acceptance
 
@@ -152,7 +152,7 @@ class _Gate:
             text=self._text,
         )
         show(report)
-        verdict_line(plan, report)
+        verdict_line(name, report)
         self.rejections += bool(report.reasons)
         return record_acceptance(plan, report)
 
@@ -171,7 +171,7 @@ def _built(graph: Path, path: Path, options: BuildOptions, gate: _Gate | None) -
         def judge(plan: Path) -> Manifest:
             bar.stop()  # the comparison has its own
             assert gate is not None
-            return gate(plan)
+            return gate.judge(plan, path.name)
 
         try:
             if gate is None:
