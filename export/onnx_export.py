@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import logging
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from upfusion import __version__
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
-from upfusion.export.rewrites import DEFAULTS, apply_rewrites
+from upfusion.export.rewrites import DEFAULTS, Target, apply_rewrites
 from upfusion.export.simplify import simplify
 from upfusion.model.decisions import decision_points, imposing
 from upfusion.model.network import SIZE_MULTIPLE
@@ -66,6 +67,8 @@ class ExportOptions:
     """Image sizes; they are padded up to a multiple of 8."""
     batch: int = 1
     io: Literal["tensor"] = "tensor"
+    target: Target = "tensorrt"
+    """What the rewrites were chosen for, for the manifest."""
     rewrites: tuple[str, ...] = DEFAULTS["tensorrt"]
     """Names of the rewrites to apply (``upfusion.export.rewrites``); none gives the network as it was trained."""
     expose_ranks: bool = False
@@ -147,6 +150,7 @@ def export_onnx(
         opset=OPSET,
         versions=library_versions(),
         parity={},
+        target=options.target,
         rewrites=tuple(report.name for report in reports if report.rewritten),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
@@ -203,17 +207,20 @@ def graph_of(deploy: DeployNetwork, contract: Contract) -> onnx.ModelProto:
         ]
         dynamic = tuple({2: sides[0], 3: sides[1]} for _ in contract.inputs)
     try:
-        program = torch.onnx.export(
-            WithDecisions(deploy).eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name for spec in contract.inputs],
-            output_names=[spec.name for spec in contract.outputs] + list(decision_points(deploy.network)),
-            dynamic_shapes=dynamic,
-            optimize=False,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # Both images name their sides alike, which the exporter finds worth a warning for each side.
+            warnings.filterwarnings("ignore", "# The axis name: .* shares the same shape constraints", UserWarning)
+            program = torch.onnx.export(
+                WithDecisions(deploy).eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in contract.inputs],
+                output_names=[spec.name for spec in contract.outputs] + list(decision_points(deploy.network)),
+                dynamic_shapes=dynamic,
+                optimize=False,
+                verbose=False,
+            )
     except Exception as error:  # torch has no family for export failures
         raise ExportError(f"torch could not export the network: {error}", "report this with the versions") from error
     if program is None:

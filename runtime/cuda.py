@@ -379,7 +379,8 @@ def out_of_memory(purpose: str, needed: int | None, cuda: Cuda) -> DeviceError:
     return DeviceError(
         f"out of memory on {cuda.name}: {purpose} needs {need}, {_megabytes(free)} of {_megabytes(total)} are free",
         "close other programs on the GPU, use smaller images or fewer contexts, or make a leaner engine: "
-        "upfusion export CHECKPOINT -o lean.onnx --lean --precision fp16, then upfusion build lean.onnx",
+        "upfusion export CHECKPOINT -o lean.onnx --lean --precision fp16, then "
+        "upfusion build lean.onnx -o lean.engine",
     )
 
 

@@ -139,7 +139,10 @@ class Manifest:
     """Measured differences to the parent, in units named by the key."""
     parent: Parent | None = None
     """The ONNX file of an engine."""
+    target: str = ""
+    """What the rewrites were chosen for: ``tensorrt`` or ``cpu``."""
     rewrites: tuple[str, ...] = ()
+    """Names of the rewrites that changed the network; none in a plain export."""
     notes: tuple[str, ...] = ()
     """Sentences that a user of the artifact must know."""
     ranking: str = "dynamic"

@@ -68,6 +68,35 @@ LEAN = ("group_feed_forward", "split_qkv")
 """What ``--lean`` adds: less memory, more passes."""
 
 
+def chosen_rewrites(
+    target: Target, *, plain: bool = False, lean: bool = False, without: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the names of the default set for a target, less ``without``, in the order of ``REWRITES``.
+
+    Args:
+        target: where the graph shall run.
+        plain: none at all.
+        lean: add those that save memory.
+        without: names to leave out of the set.
+
+    Raises:
+        InputError: ``plain`` with another choice, or a name that is not in the set.
+    """
+    if plain:
+        if lean or without:
+            raise InputError(
+                "--plain applies no rewrite, so --lean and --without-rewrite say nothing", "leave out one of them"
+            )
+        return ()
+    chosen = {*DEFAULTS[target], *(LEAN if lean else ())}
+    if unknown := sorted(set(without) - chosen):
+        raise InputError(
+            f"no rewrite of the set for {target} is called {', '.join(unknown)}",
+            f"the rewrites are: {', '.join(name for name in NAMES if name in chosen)}",
+        )
+    return tuple(name for name in NAMES if name in chosen and name not in without)
+
+
 def apply_rewrites(deploy: DeployNetwork, names: Collection[str]) -> list[RewriteReport]:
     """Run the named rewrites in the order of ``REWRITES`` and return what each did.
 

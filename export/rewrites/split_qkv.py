@@ -18,15 +18,17 @@ def split_qkv(deploy: DeployNetwork) -> RewriteReport:
         [q; k; v] = D W x    is    q = D_q W_q x,  k = D_k W_k x,  v = D_v W_v x
 
     Only one third of the map between the two convolutions lives at a time, and q and k are gone before v is made.
-    x is read three times, so this is done only in the blocks at full resolution.
+    x is read three times, so this is done only in the blocks at full resolution. Declines where fold_layer_norm has
+    put a norm into the convolution.
     """
     network = deploy.network
     largest = [network.decoders[0], network.refinement, network.encoders_visible[0], network.encoders_infrared[0]]
     open_attentions(deploy)
-    done = 0
+    done, folded = 0, 0
     for block in (block for stage in largest for block in stage):
         attention = block.attention
         if not isinstance(attention, OpenAttention) or not isinstance(attention.to_qkv, nn.Conv2d):
+            folded += 1
             continue
         bias = None if attention.to_qkv.bias is None else bias_of(attention.to_qkv).chunk(3)
         rows = matrix(attention.to_qkv).chunk(3)
@@ -38,4 +40,5 @@ def split_qkv(deploy: DeployNetwork) -> RewriteReport:
             conv_of(part, bias and bias[index], like=attention.to_qkv) for index, part in enumerate(rows)
         )
         done += 1
-    return RewriteReport("split_qkv", done)
+    skipped = (f"{folded} blocks hold no plain convolution any more; leave out fold_layer_norm",) if folded else ()
+    return RewriteReport("split_qkv", done, skipped)

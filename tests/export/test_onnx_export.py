@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from upfusion.export import onnx_export
 from upfusion.export.deploy import fix_text
 from upfusion.export.onnx_export import ExportOptions, export_onnx, padded
+from upfusion.model.decisions import imposing
 from upfusion.runtime.errors import ExportError, InputError
 from upfusion.runtime.manifest import METADATA_KEY, Manifest, SizeRange, manifest_path, read_manifest
 from upfusion.text import stand_in_text
@@ -65,6 +67,30 @@ def test_dynamic_graph_with_a_batch_ranks_per_image(exported: Export, small_chec
     images = pair_of(2, *size)
     got = run(path, *images)["fused"]
     np.testing.assert_allclose(got, wanted(small_checkpoint, *images), atol=FP32_LIMIT)
+
+
+def test_half_precision_graph_with_a_batch_at_another_size(exported: Export, small_checkpoint: Checkpoint):
+    """The rewritten form in half, dynamic, two pairs: arithmetic alone differs from the network's."""
+    path = exported(ExportOptions(sizes=RANGE, batch=2, precision="fp16", expose_ranks=True))
+    images = pair_of(2, 40, 56)
+    got = run(path, *images)
+    assert got["scpm.order"].shape[0] == 2
+    fused = got.pop("fused")
+    reference, _ = fix_text(small_checkpoint.model, stand_in_text())
+    tensors = tuple(map(torch.from_numpy, images))
+    with torch.no_grad(), imposing(reference.network, {name: torch.from_numpy(it) for name, it in got.items()}):
+        plain = reference(*tensors).numpy()
+    assert 0 < np.abs(fused - plain).mean() < onnx_export.MEAN_LIMITS["fp16"]
+
+
+def test_exporter_is_silent(small_checkpoint: Checkpoint, tmp_path: Path):
+    """Both images name their sides alike; the exporter's warnings about that reach nobody."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sizes = SizeRange(minimum=(16, 16), optimum=(24, 32), maximum=(64, 64))
+        export_onnx(small_checkpoint, tmp_path / "plain.onnx", None, ExportOptions(sizes=sizes, rewrites=()))
+    assert not [warning for warning in caught if "axis name" in str(warning.message)]
+    assert read_manifest(tmp_path / "plain.onnx").rewrites == ()
 
 
 def test_graph_is_plain(exported: Export):

@@ -30,6 +30,17 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16"], typer.Option(help="fp16 keeps statistics and rankings in fp32.")
     ] = "fp32",
+    target: Annotated[
+        Literal["tensorrt", "cpu"], typer.Option(help="Which exact rewrites: those that pay on a GPU, or on a CPU.")
+    ] = "tensorrt",
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Less memory, more passes: channel groups in the feed-forward.")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="No rewrite: the network as it was trained.")] = False,
+    without_rewrite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave out this rewrite; may be repeated.", show_default=False),
+    ] = None,
     expose_ranks: Annotated[
         bool, typer.Option("--expose-ranks", help="Add the ranking decisions as outputs, for verify.")
     ] = False,
@@ -37,17 +48,21 @@ def export(
 ) -> None:
     """Write the network as an ONNX graph with the prompt baked in, checked and compared with PyTorch.
 
-    Channel selection and the text-driven permutation become plain gathers; the text layers are gone. A graph that
-    differs from the network is not written. The manifest beside the file (and inside it) says what it was made from.
+    The network is rewritten by exact identities into the form that its target runs best (docstrings of
+    upfusion/export/rewrites); the text layers are gone. A graph that differs from the network is not written. The
+    manifest beside the file (and inside it) says what it was made from.
 
     Examples:
 
       upfusion export model.safetensors -o fusion.onnx --size 480x640
 
       upfusion export UPFusion.pth --text text.npz -o fusion.onnx --dynamic --precision fp16
+
+      upfusion export model.safetensors -o plain.onnx --plain
     """
     from upfusion.checkpoint import load_checkpoint
     from upfusion.export.onnx_export import DYNAMIC_SIZES, ExportOptions, export_onnx
+    from upfusion.export.rewrites import chosen_rewrites
     from upfusion.runtime.errors import InputError
     from upfusion.text import load_text
 
@@ -59,6 +74,8 @@ def export(
         precision=precision,
         sizes=parse_sizes(size) if size else DYNAMIC_SIZES,
         batch=batch,
+        target=target,
+        rewrites=chosen_rewrites(target, plain=plain, lean=lean, without=without_rewrite or ()),
         expose_ranks=expose_ranks,
     )
     start = time.perf_counter()
@@ -69,6 +86,7 @@ def export(
         manifest = export_onnx(loaded, output, features, options, step=lambda what: bar.update(task, description=what))
     gaps = manifest.text.smallest_gaps
     check_line(True, "text", f"order fixed; smallest gap of its logits {min(gaps.values()):.1e}")
+    check_line(True, "rewrites", "none" if plain else f"{len(manifest.rewrites)} applied, for {target}")
     parity = manifest.parity
     check_line(
         True,

@@ -16,3 +16,9 @@ def test_is_the_same_network_in_float64(rewritten, deploy):
 @pytest.mark.parametrize("before", [["fold_norm_scale"], ["normalize_gram", "merge_attention_output"]])
 def test_follows_the_other_forms(rewritten, before):
     rewritten([*before, "split_qkv"])
+
+
+def test_declines_where_a_norm_is_folded_in(rewritten):
+    report = rewritten(["fold_layer_norm", "split_qkv"])[-1]
+    assert report.rewritten == 0
+    assert "leave out fold_layer_norm" in report.skipped[0]
