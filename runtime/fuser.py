@@ -271,6 +271,18 @@ class Fuser:
                 for _ in range(2):
                     self._run(worker, [ramp] * self.contract.batch, [ramp] * self.contract.batch)
 
+    def graph_inputs(self, visible: Image, infrared: Image) -> dict[str, npt.NDArray[Any]]:
+        """Return the graph's inputs for one pair, in arrays of the caller's own: what the network itself is fed.
+
+        Raises:
+            InputError: as calling the fuser does.
+        """
+        images.check_sizes(visible, infrared, "visible image", "infrared image")
+        self._check_types(visible, infrared)
+        first = _flipped(visible) if self._bgr_caller else visible
+        with self._worker() as worker:
+            return {name: array.copy() for name, array in self._filled(worker, [first], [infrared]).items()}
+
     def parts_ms(self, visible: Image, infrared: Image, color: Color = "auto") -> dict[str, float]:
         """Fuse one pair and return where the time goes, in milliseconds.
 

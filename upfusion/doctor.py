@@ -54,6 +54,8 @@ NEEDS = (
     Need(verb="build", purpose="with tensorrt", extras=("tensorrt",), gpu=True),
     Need(verb="verify", purpose="compare two artifacts", extras=("metrics",)),
     Need(verb="accept", purpose="compare with the reference", extras=("metrics",)),
+    Need(verb="bench", purpose="measure an ONNX file"),
+    Need(verb="bench", purpose="with plot, energy and roofline", extras=("bench",)),
     Need(verb="calibrate", purpose="record ranges and margins", extras=("export",)),
     Need(verb="inspect", purpose="what an ONNX file costs", extras=("export",)),
     Need(verb="eval", purpose="metrics over a data set", extras=("metrics",)),

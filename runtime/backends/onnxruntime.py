@@ -117,6 +117,11 @@ class OnnxRuntimeBackend:
                 )
         self._steps: OrderedDict[tuple[Shape, ...], _Step] = OrderedDict()
 
+    @property
+    def session(self) -> Any:
+        """The ``InferenceSession`` itself: its own ``run`` is what benchmarks compare :meth:`run` with."""
+        return self._session
+
     def buffers(self, shapes: Mapping[str, Shape]) -> Arrays:
         """Return input arrays of these shapes; :meth:`run` takes them without a copy on the host."""
         return self._step(tuple(shapes[name] for name in self._inputs)).inputs

@@ -26,6 +26,7 @@ VERBS = {
     "build": "upfusion.cli.build:build",
     "verify": "upfusion.cli.verify:verify",
     "accept": "upfusion.cli.accept:accept",
+    "bench": "upfusion.cli.bench:bench",
     "eval": "upfusion.cli.eval:evaluate_command",
     "train": "upfusion.cli.train:train",
 }

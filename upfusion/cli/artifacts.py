@@ -10,6 +10,7 @@ from upfusion.runtime.artifact import CHECKPOINT_SUFFIXES, open_backend
 from upfusion.runtime.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from upfusion.bench.contender import Opened
     from upfusion.export.acceptance import Subject
     from upfusion.runtime.manifest import Contract
     from upfusion.torch_backend import TorchBackend
@@ -42,6 +43,25 @@ def open_subject(path: str | Path, *, device: str = "auto", text: str | Path | N
         return Subject(name=path.name, backend=_torch_backend(path, device, text), contract=torch_contract())
     backend, manifest = open_backend(path, device, None)
     return Subject(name=path.name, backend=backend, contract=manifest.contract)
+
+
+def open_for_bench(path: Path, device: str, text: str | Path | None, name: str) -> Opened:
+    """Return a checkpoint in float32 PyTorch as a benchmark takes it; errors as :func:`open_fuser`'s."""
+    import time
+
+    from upfusion.bench.contender import Opened
+
+    start = time.perf_counter()
+    backend = _torch_backend(path, device, text)
+    return Opened(
+        name=name,
+        path=path,
+        backend=backend,
+        contract=torch_contract(),
+        manifest=None,
+        load_seconds=time.perf_counter() - start,
+        grown_bytes=None,
+    )
 
 
 def _torch_backend(path: Path, device: str, text: str | Path | None) -> TorchBackend:
