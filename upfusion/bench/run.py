@@ -134,7 +134,7 @@ def bench(
     names = [artifact.name for artifact in artifacts]
     waiting = list(artifacts)
     with ExitStack() as stack:
-        stack.callback(lambda: [artifact.backend.close() for artifact in waiting])
+        stack.callback(_close, waiting)
         if len(set(names)) < len(names):
             raise InputError(f"two artifacts have the same name: {', '.join(names)}", "give each artifact once")
         meter, gpu_note = _meter(artifacts)
@@ -197,6 +197,12 @@ def _measured(
         )
         for place, contender in enumerate(contenders)
     ]
+
+
+def _close(artifacts: Sequence[Opened]) -> None:
+    """Close artifacts that nobody took over."""
+    for artifact in artifacts:
+        artifact.backend.close()
 
 
 def rounds_of(count: int, options: BenchOptions) -> int:

@@ -66,7 +66,7 @@ def accept(
         print_json(manifest.acceptance)
     else:
         show(report)
-    verdict_line(artifact, report)
+    verdict_line(artifact.name, report)
     if report.reasons:
         raise typer.Exit(REJECTED_CODE)
 
@@ -178,22 +178,21 @@ def show(report: AcceptanceReport) -> None:
         console.print("decisions moved: " + ", ".join(f"{name} {count}" for name, count in report.moved.items()))
 
 
-def verdict_line(artifact: Path, report: AcceptanceReport) -> None:
+def verdict_line(name: str, report: AcceptanceReport) -> None:
     """Print the verdict with its reasons."""
     worst = report.worst
     if report.reasons:
         for reason in report.reasons:
             check_line(False, "accept", reason)
         console.print(
-            f"rejected; the report is in the manifest of {artifact.name}. Build again, or find the cause: "
-            "upfusion verify",
+            f"rejected; the report is in the manifest of {name}. Build again, or find the cause: upfusion verify",
             markup=False,
         )
     else:
         check_line(
             True,
             "accept",
-            f"{artifact.name} on {report.device}: worst pair {worst.name} {_decibels(worst.quality_db)} dB "
+            f"{name} on {report.device}: worst pair {worst.name} {_decibels(worst.quality_db)} dB "
             f"(limit {report.limits.psnr_db:g}), {len(report.pairs)} pairs against {report.reference}",
         )
 
