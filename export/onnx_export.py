@@ -24,7 +24,7 @@ from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
 from upfusion.export.rewrites import DEFAULTS, Target, apply_rewrites
 from upfusion.export.simplify import simplify
-from upfusion.model.decisions import decision_points, imposing
+from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.network import SIZE_MULTIPLE
 from upfusion.runtime.errors import ExportError, InputError
 from upfusion.runtime.files import replacing
@@ -46,13 +46,14 @@ OPSET = 20
 DYNAMIC_SIZES = SizeRange(minimum=(64, 64), optimum=(480, 640), maximum=(1024, 1280))
 """Sizes of ``--dynamic`` without further words."""
 
-MAX_LIMITS: dict[Precision, float] = {"fp32": 5e-4, "fp16": 1e-1}
-MEAN_LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
+MAX_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-1}
+MEAN_LIMITS: dict[Precision, float] = {"fp32": 2e-4, "fp16": 1e-2}
 """Largest and mean difference to PyTorch in float32 (image range 0..1) of a good export.
 
-Both sides compute with the graph's decisions, so these are limits on arithmetic alone. fp32: an eighth of an 8-bit
-level, and a fortieth on average; the shipped weights reach 8e-5 and 4e-5 at 480x640, the sums of their norms being
-long. fp16: rounding everything costs up to 44.6 dB (0.6 % RMS) at 480x640.
+Both sides compute with the graph's decisions, so these are limits on arithmetic alone. fp32: a quarter of an 8-bit
+level, and a twentieth on average; the base network exported without rewrites reaches 7e-4 and 1.5e-4 at 480x640,
+because ONNX Runtime loses so much in its long sums, and ours a hundredth of it. fp16: rounding everything costs up to
+44.6 dB (0.6 % RMS) at 480x640.
 """
 
 Step = Callable[[str], None]
@@ -260,7 +261,8 @@ def compare(reference: DeployNetwork, path: Path, precision: Precision, contract
     """Run the file in ONNX Runtime beside the float32 deploy form in PyTorch and return the differences.
 
     The reference computes with the graph's decisions, so that ``max_difference`` and ``mean_difference`` are
-    arithmetic alone; ``decisions_moved`` is the share of ranks and mask entries that the reference decides otherwise.
+    arithmetic alone; ``decisions_moved`` is the share of ranks and mask entries that the reference decides otherwise
+    at the same point, after the same decisions before it.
 
     Raises:
         ExportError: ONNX Runtime cannot run it, or the differences pass the limits.
@@ -276,10 +278,9 @@ def compare(reference: DeployNetwork, path: Path, precision: Precision, contract
     fused = got.pop(contract.outputs[0].name)
     tensors = tuple(map(torch.from_numpy, inputs))
     decided = {name: torch.from_numpy(value) for name, value in got.items()}
-    with torch.no_grad():
-        _, own = reference.with_decisions(*tensors)
-        with imposing(reference.network, decided):
-            wanted = reference(*tensors).numpy()
+    # The recorder comes first, so it sees what the network would have decided, given the graph's decisions before.
+    with torch.no_grad(), recording(reference.network) as own, imposing(reference.network, decided):
+        wanted = reference(*tensors).numpy()
     moved = sum(int((own[name] != value).sum()) for name, value in decided.items())
     difference = np.abs(fused.astype(np.float64) - wanted)
     parity = {

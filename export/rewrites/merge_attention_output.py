@@ -21,12 +21,11 @@ class MergedOutput(nn.Module):
         self.weight = frozen(by_head, like)  # (heads, C, c) or (C, C), behind an axis for streams if there are two
 
     def forward(self, attention: Tensor, v: Tensor) -> Tensor:
-        """Map attention (..., heads, c, c) and values (..., heads, c, N) to (..., C, N)."""
+        """Map attention (..., heads, c, c) and values (..., heads, c, H, W) to (..., C, N)."""
         merged = self.weight @ attention
         if self.head_axis:
             merged = merged.transpose(-3, -2).flatten(-2)  # (..., C, C)
-            v = v.flatten(-3, -2)
-        return merged.to(v.dtype) @ v
+        return merged.to(v.dtype) @ v.reshape(*merged.shape[:-1], -1)
 
 
 def merge_attention_output(deploy: DeployNetwork) -> RewriteReport:

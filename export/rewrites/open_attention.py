@@ -1,7 +1,7 @@
 """Channel attention with its steps as parts, so that each rewrite replaces one of them.
 
-Maps are ``(..., heads, c, N)`` with N = H*W and c channels a head. The leading axes are the batch, or batch and stream
-where two streams run as one.
+Maps are ``(..., heads, c, H, W)``, c channels a head, until they are multiplied as rows ``(..., heads, c, N)`` with
+N = H*W. The leading axes are the batch, or batch and stream where two streams run as one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,22 @@ from upfusion.model.layers import ChannelAttention, unit_rows
 from upfusion.model.perturbation import SelectiveAttention
 
 
+Maps = tuple[Tensor, ...]
+"""Queries and keys, (..., heads, c, H, W) each; or one map that holds both, queries first, along the axis of heads."""
+
+
+def in_two(maps: Maps, axis: int) -> Maps:
+    """Return queries and keys apart."""
+    return maps if len(maps) == 2 else maps[0].chunk(2, dim=axis)
+
+
 class CosineOfMaps(nn.Module):
     """Normalise queries and keys along space, then multiply."""
 
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the cosines (..., heads, c, c) of maps (..., heads, c, N), float32 or wider."""
-        return unit_rows(q) @ unit_rows(k).transpose(-2, -1)
+    def forward(self, maps: Maps, axis: int) -> Tensor:
+        """Return the cosines (..., heads, c, c), float32 or wider; ``axis`` is the one that may hold both maps."""
+        q, k = (unit_rows(each.flatten(-2)) for each in in_two(maps, axis))
+        return q @ k.transpose(-2, -1)
 
 
 class ProjectedMaps(nn.Module):
@@ -32,8 +42,8 @@ class ProjectedMaps(nn.Module):
         self.project = project
 
     def forward(self, attention: Tensor, v: Tensor) -> Tensor:
-        """Map attention (B, heads, c, c) and values (B, heads, c, N) to (B, C, N)."""
-        attended = (attention.to(v.dtype) @ v).flatten(1, 2)
+        """Map attention (B, heads, c, c) and values (B, heads, c, H, W) to (B, C, N)."""
+        attended = (attention.to(v.dtype) @ v.flatten(-2)).flatten(1, 2)
         mixed: Tensor = self.project(attended.unsqueeze(-1)).squeeze(-1)
         return mixed
 
@@ -66,11 +76,12 @@ class OpenAttention(nn.Module):
         rows = [self.heads, channels] if self.head_axis else [channels]
         if isinstance(self.to_qkv, nn.ModuleList) and isinstance(self.depthwise, nn.ModuleList):
             parts = zip(self.depthwise, self.to_qkv, strict=True)
-            q, k, v = (depthwise(conv(x)).reshape(*lead, *rows, -1) for depthwise, conv in parts)
+            *ranked, v = (depthwise(conv(x)).reshape(*lead, *rows, *x.shape[-2:]) for depthwise, conv in parts)
         else:
             maps = self.depthwise(self.to_qkv(x))  # (B, streams * 3C, H, W)
-            q, k, v = maps.reshape(*lead, 3 * rows[0], *rows[1:], -1).chunk(3, dim=len(lead))
-        attention = (self.similarity(q, k) * self.temperature).softmax(-1)
+            maps = maps.reshape(*lead, 3 * rows[0], *rows[1:], *x.shape[-2:])
+            *ranked, v = maps.split((2 * rows[0], rows[0]), dim=len(lead))
+        attention = (self.similarity(tuple(ranked), len(lead)) * self.temperature).softmax(-1)
         out: Tensor = self.output(attention, v)
         return out.reshape(x.shape)
 
@@ -113,8 +124,9 @@ class OpenSelectiveAttention(nn.Module):
         q = self.query_depthwise(self.to_query(query))
         key_value = self.key_value_depthwise(self.to_key_value(source))
         channels = q.shape[1] // self.heads
-        k, v = key_value.reshape(query.shape[0], 2 * self.heads, channels, -1).chunk(2, dim=1)
-        similarity = self.similarity(q.reshape(query.shape[0], self.heads, channels, -1), k)
+        shape = (channels, *query.shape[-2:])
+        k, v = key_value.reshape(query.shape[0], 2 * self.heads, *shape).chunk(2, dim=1)
+        similarity = self.similarity((q.reshape(query.shape[0], self.heads, *shape), k), 1)
         logits = self.logits(similarity * self.temperature)
         attention = torch.where(self.keep(self.mask(logits)), logits, -torch.inf).softmax(-1)
         out: Tensor = self.output(attention, v)
