@@ -14,7 +14,6 @@ from upfusion.export.rewrites.weights import conv_of, matrix
 from upfusion.model.layers import ChannelAttention, unit_rows
 from upfusion.model.perturbation import SelectiveAttention
 
-
 Maps = tuple[Tensor, ...]
 """Queries and keys, (..., heads, c, H, W) each; or one map that holds both, queries first, along the axis of heads."""
 
