@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.fuser import Color, Fuser
-from upfusion.runtime.images import SUFFIXES, write_image
+from upfusion.runtime.images import SUFFIXES, Image, write_image
 from upfusion.runtime.pairs import Pair
 
 _WRITERS = 2
@@ -65,6 +67,8 @@ def fuse_files(
 ) -> FolderResult:
     """Fuse every pair and write it to its path; ``done`` is called with the pair's name after each.
 
+    ``color="gray"`` writes the luma in three equal channels, the files that the authors' script writes.
+
     Raises:
         InputError: an image could not be written; the files written so far stay.
     """
@@ -86,7 +90,10 @@ def fuse_files(
                 result.failed[pair.name] = outcome.error
                 done(pair.name)
                 continue
-            waiting.append((pair.name, writers.submit(write_image, paths[pair.name], outcome.result(), provenance)))
+            image: Image = outcome.result()
+            if color == "gray":
+                image = np.repeat(image[..., None], 3, axis=2)
+            waiting.append((pair.name, writers.submit(write_image, paths[pair.name], image, provenance)))
             if len(waiting) > _UNWRITTEN:
                 written()
         while waiting:

@@ -54,7 +54,9 @@ def test_folder(tmp_path: Path, run: Any) -> None:
 def test_one_pair_in_gray(tmp_path: Path, run: Any) -> None:
     result = run("a/1.png", "b/1.png", "--color", "gray", output="fused.bmp")
     assert result.exit_code == 0
-    assert read_image(tmp_path / "fused.bmp").shape == (17, 24)
+    image = read_image(tmp_path / "fused.bmp")  # as the authors' script writes it
+    assert image.shape == (17, 24, 3)
+    assert (image == image[..., :1]).all()
     assert result.stdout == ""
 
 

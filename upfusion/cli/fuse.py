@@ -28,7 +28,10 @@ def fuse(
     output: Annotated[Path, typer.Option("--output", "-o", help="Image file or folder; video file for videos.")],
     color: Annotated[
         Literal["auto", "gray", "ycbcr"],
-        typer.Option(help="gray: luma only; ycbcr: with the visible image's colour; auto: ycbcr where it has colour."),
+        typer.Option(
+            help="gray: luma, three equal channels in a file, as the authors' script writes it; ycbcr: with the "
+            "visible image's colour; auto: ycbcr where it has colour."
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, tensorrt (ONNX Runtime's).")] = "auto",
     text: Annotated[Path | None, typer.Option(help="Text feature for a checkpoint.", show_default=False)] = None,
