@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import logging
 import platform
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from upfusion import __version__
 from upfusion.calibration.observers import (
     MaskObserver,
     OrderObserver,
-    PooledMeans,
     RangeObserver,
     SquareSumObserver,
     watching,
@@ -23,7 +21,7 @@ from upfusion.calibration.observers import (
 from upfusion.checkpoint import Checkpoint
 from upfusion.model.decisions import recording
 from upfusion.model.margins import order_margins, recording_values
-from upfusion.runtime.calibration_file import Calibration, CalibrationPair, DecisionRecord, Sample
+from upfusion.runtime.calibration_file import SAMPLE_SIZE, Calibration, CalibrationPair, DecisionRecord, Sample
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.files import sha256_of
 from upfusion.runtime.images import prepare
@@ -34,8 +32,7 @@ from upfusion.text import TextFeatures
 log = logging.getLogger(__name__)
 
 SAMPLES = 8
-SAMPLE_SIZE = (96, 128)
-"""How many crops the file carries, and their height and width."""
+"""How many crops the file carries."""
 
 
 def calibrate(
@@ -67,12 +64,12 @@ def calibrate(
         )
     network = checkpoint.model
     features = torch.from_numpy(text.features)
-    ranges, sums, means = RangeObserver(), SquareSumObserver(target_size), PooledMeans()
+    ranges, sums = RangeObserver(), SquareSumObserver(target_size)
     orders: dict[str, OrderObserver] = {}
     masks: dict[str, MaskObserver] = {}
     with (
         torch.no_grad(),
-        watching(network, ranges, sums, means),
+        watching(network, ranges, sums),
         recording(network) as decisions,
         recording_values(network) as values,
     ):
@@ -85,7 +82,6 @@ def calibrate(
                     f"pair {pair.name}: the FP32 network gives values that are not finite",
                     "check the checkpoint: upfusion fuse it with another pair",
                 )
-            means.runs += 1
             for name, decision in decisions.items():
                 if name.endswith(".order"):
                     orders.setdefault(name, OrderObserver()).see(values[name], decision)
@@ -101,23 +97,17 @@ def calibrate(
             preset=checkpoint.preset,
             config=network.config.to_dict(),
         ),
-        text_sha256=text_digest(text),
+        text_sha256=text.sha256,
         pairs=tuple(map(_described, pairs)),
         target_size=target_size,
         ranges=ranges.ranges,
         sums=sums.sums,
         decisions=records | _text_records(checkpoint, features),
-        pooled_means=means.means(),
         samples=tuple(_sampled(pair) for pair in _spread(pairs, SAMPLES)),
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
     )
-
-
-def text_digest(text: TextFeatures) -> str:
-    """Return the SHA-256 of a text feature's float32 bytes."""
-    return hashlib.sha256(np.ascontiguousarray(text.features, np.float32).tobytes()).hexdigest()
 
 
 def _text_records(checkpoint: Checkpoint, features: torch.Tensor) -> dict[str, DecisionRecord]:

@@ -1,4 +1,4 @@
-"""What calibration watches while the FP32 network runs: ranges, square sums, decisions, pooled means."""
+"""What calibration watches while the FP32 network runs: ranges, square sums, decisions."""
 
 from __future__ import annotations
 
@@ -160,33 +160,8 @@ class MaskObserver:
         )
 
 
-class PooledMeans:
-    """Mean over the pairs of what enters each squeeze branch, by the branch's module path."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
-        self.runs = 0
-
-    def watch(self, network: FusionNetwork) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        """Register the hooks; yield their handles."""
-        sites = {"pruning.squeeze": network.pruning.squeeze}
-        sites |= {f"perturbations.{index}.squeeze": p.squeeze for index, p in enumerate(network.perturbations)}
-        for name, module in sites.items():
-            yield module.register_forward_hook(self._hook(name))
-
-    def _hook(self, name: str) -> Hook:
-        def see(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
-            self.totals[name] = self.totals.get(name, 0) + args[0][0].double()
-
-        return see
-
-    def means(self) -> dict[str, tuple[float, ...]]:
-        """Return the means over the runs so far."""
-        return {name: tuple((total / self.runs).tolist()) for name, total in self.totals.items()}
-
-
 @contextlib.contextmanager
-def watching(network: FusionNetwork, *observers: RangeObserver | SquareSumObserver | PooledMeans) -> Iterator[None]:
+def watching(network: FusionNetwork, *observers: RangeObserver | SquareSumObserver) -> Iterator[None]:
     """Keep the observers' hooks registered inside the block."""
     handles = [handle for observer in observers for handle in observer.watch(network)]
     try:

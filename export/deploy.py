@@ -169,12 +169,16 @@ def use_half_maps(deploy: DeployNetwork) -> None:
     few thousand numbers and everything that is ranked. Each layer widens a half map itself before it takes
     statistics (``upfusion.model.layers.widen``).
     """
-    network = deploy.network
-    behind = [part for name, part in network.named_children() if name not in FRONT_END]
-    for part in (*behind, deploy.encode, deploy.decode):
-        for module in part.modules() if part else ():
-            if isinstance(module, nn.Conv2d):
-                module.half()
-    for perturb in network.perturbations:
+    for conv in half_convolutions(deploy).values():
+        conv.half()
+    for perturb in deploy.network.perturbations:
         if isinstance(perturb.attention, SelectiveAttention):
             perturb.attention.output_scale.data = perturb.attention.output_scale.data.half()
+
+
+def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
+    """Return the convolutions behind the front end by module path."""
+    behind = [part for name, part in deploy.network.named_children() if name not in FRONT_END]
+    inside = {module for part in (*behind, deploy.encode, deploy.decode) if part for module in part.modules()}
+    named = deploy.named_modules()
+    return {name: module for name, module in named if isinstance(module, nn.Conv2d) and module in inside}

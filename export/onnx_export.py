@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import logging
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,11 +22,15 @@ from torch import Tensor, nn
 
 from upfusion import __version__
 from upfusion.checkpoint import Checkpoint
-from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
+from upfusion.export.accuracy.half_graph import emulate_half
+from upfusion.export.deploy import DeployNetwork, fix_text
+from upfusion.export.frozen_ranking import NEEDS_DECISIONS, Constants, freeze_ranking, frozen_decisions, price
+from upfusion.export.precision import check_calibration, fold_scales, samples_of, to_half
 from upfusion.export.rewrites import DEFAULTS, Target, apply_rewrites
 from upfusion.export.simplify import simplify
 from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.network import SIZE_MULTIPLE
+from upfusion.runtime.calibration_file import SAMPLE_SIZE, Calibration, read_calibration
 from upfusion.runtime.errors import ExportError, InputError
 from upfusion.runtime.files import replacing
 from upfusion.runtime.manifest import (
@@ -74,8 +79,22 @@ class ExportOptions:
     """Names of the rewrites to apply (``upfusion.export.rewrites``); none gives the network as it was trained."""
     expose_ranks: bool = False
     """Add the decisions (names: ``upfusion.model.decisions``) as outputs."""
+    calibration: Path | None = None
+    """What ``upfusion calibrate`` wrote; half precision and frozen ranking follow it."""
+    ranking: Literal["dynamic", "frozen"] = "dynamic"
+    """``frozen``: the calibration's majority decisions are constants of the graph."""
 
     def __post_init__(self) -> None:
+        if self.ranking == "frozen" and self.calibration is None:
+            raise InputError(
+                "--ranking frozen needs the decisions of a calibration",
+                "upfusion calibrate CHECKPOINT --data VIS IR -o calibration.json, then --calibration calibration.json",
+            )
+        if self.calibration is not None and self.precision == "fp32" and self.ranking == "dynamic":
+            raise InputError(
+                "a calibration changes nothing in an FP32 graph that ranks per image",
+                "add --precision fp16 or --ranking frozen, or leave --calibration out",
+            )
         if self.batch < 1:
             raise InputError(f"batch {self.batch} makes no graph", "use --batch 1 or more")
         low, best, high = self.sizes.minimum, self.sizes.optimum, self.sizes.maximum
@@ -121,12 +140,30 @@ def export_onnx(
         )
     step("making the deploy form")
     reference, fixed = fix_text(checkpoint.model, text)
-    deploy = fix_text(checkpoint.model, text)[0]
-    reports = apply_rewrites(deploy, options.rewrites)
+    calibration = read_calibration(options.calibration) if options.calibration else None
+    model, notes, record = checkpoint.model, [], {}
+    if calibration is not None and options.calibration is not None:
+        check_calibration(calibration, checkpoint, text, options.calibration.name)
+        record = calibration.record(options.calibration)
+        if options.precision == "fp16":
+            model = copy.deepcopy(model)
+            notes += fold_scales(model, calibration)
+    deploy = fix_text(model, text)[0]
+    frozen: Constants = {}
+    names = options.rewrites
+    if options.ranking == "frozen":
+        assert calibration is not None
+        step("measuring what frozen decisions cost")
+        frozen = freeze_ranking(deploy, calibration)
+        record["frozen"] = frozen
+        record["frozen_price"] = price(reference, deploy, calibration)
+        names = tuple(name for name in names if name not in NEEDS_DECISIONS)
+    reports = apply_rewrites(deploy, names)
     for report in reports:
         log.info("%s: %d places%s", report.name, report.rewritten, "".join(f"; {near}" for near in report.skipped))
     if options.precision == "fp16":
-        use_half_maps(deploy)
+        step("fitting half precision")
+        notes += half_precision(deploy, calibration, contract_of(options))
     contract = contract_of(options)
     step("tracing the graph")
     graph = graph_of(deploy, contract)
@@ -153,13 +190,17 @@ def export_onnx(
         parity={},
         target=options.target,
         rewrites=tuple(report.name for report in reports if report.rewritten),
+        notes=tuple(notes),
+        ranking=options.ranking,
+        calibration=record,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
     )
     with replacing(path) as temporary:
         onnx.save(graph, temporary)
         step("comparing with PyTorch")
-        manifest = dataclasses.replace(manifest, parity=compare(reference, temporary, options.precision, contract))
+        parity = compare(reference, temporary, options.precision, contract, frozen_decisions(frozen))
+        manifest = dataclasses.replace(manifest, parity=parity)
         if not options.expose_ranks:
             del graph.graph.output[len(contract.outputs) :]
         entry = graph.metadata_props.add()
@@ -167,6 +208,30 @@ def export_onnx(
         onnx.save(graph, temporary)
     manifest.write(path)
     return manifest
+
+
+def half_precision(deploy: DeployNetwork, calibration: Calibration | None, contract: Contract) -> list[str]:
+    """Turn the deploy form to half, in place; return sentences for the manifest."""
+    if calibration is None:
+        report = to_half(deploy, synthetic_crop(contract), calibrated=False)
+        notes = [
+            "half precision without a calibration: ranges come from one synthetic pair, and weights are rounded to "
+            "nearest; calibrate on real pairs (upfusion calibrate)"
+        ]
+    else:
+        report = to_half(deploy, samples_of(calibration), calibrated=True)
+        notes = [f"half precision follows the calibration: the biases of {report.corrected} convolutions are fitted"]
+    notes.append(f"{report.half} convolutions in half; the largest value of their maps was {report.largest:.4g}")
+    if report.wide:
+        notes.append("float32 where half has no room: " + ", ".join(report.wide))
+    return notes
+
+
+def synthetic_crop(contract: Contract) -> tuple[Tensor, Tensor]:
+    """Return a corner of the synthetic pair that is small enough to be run at once."""
+    height, width = SAMPLE_SIZE
+    visible, infrared = (torch.from_numpy(plane)[:1, :, :height, :width] for plane in synthetic_pair(contract))
+    return visible, infrared
 
 
 def contract_of(options: ExportOptions) -> Contract:
@@ -257,8 +322,16 @@ def check(model: onnx.ModelProto) -> None:
         raise ExportError(f"the exported graph is not valid: {error}", "report this with the versions") from error
 
 
-def compare(reference: DeployNetwork, path: Path, precision: Precision, contract: Contract) -> dict[str, float]:
+def compare(
+    reference: DeployNetwork,
+    path: Path,
+    precision: Precision,
+    contract: Contract,
+    frozen: Mapping[str, Tensor],
+) -> dict[str, float]:
     """Run the file in ONNX Runtime beside the float32 deploy form in PyTorch and return the differences.
+
+    A half graph runs with every edge rounded (``export.accuracy.half_graph``), which ONNX Runtime alone does not do.
 
     The reference computes with the graph's decisions, so that ``max_difference`` and ``mean_difference`` are
     arithmetic alone; ``decisions_moved`` is the share of ranks and mask entries that the reference decides otherwise
@@ -269,15 +342,19 @@ def compare(reference: DeployNetwork, path: Path, precision: Precision, contract
     """
     inputs = synthetic_pair(contract)
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
+        graph = onnx.load(path)
+        names = [output.name for output in graph.graph.output]
+        if precision == "fp16":
+            graph = emulate_half(graph, ranges=False).model
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         feed = {spec.name: value for spec, value in zip(contract.inputs, inputs, strict=True)}
         got = dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {error}", "report this") from error
     fused = got.pop(contract.outputs[0].name)
     tensors = tuple(map(torch.from_numpy, inputs))
-    decided = {name: torch.from_numpy(value) for name, value in got.items()}
+    decided = {name: value.expand(contract.batch, *value.shape[1:]) for name, value in frozen.items()}
+    decided |= {name: torch.from_numpy(value) for name, value in got.items()}
     # The recorder comes first, so it sees what the network would have decided, given the graph's decisions before.
     with torch.no_grad(), recording(reference.network) as own, imposing(reference.network, decided):
         wanted = reference(*tensors).numpy()
@@ -286,7 +363,7 @@ def compare(reference: DeployNetwork, path: Path, precision: Precision, contract
     parity = {
         "max_difference": float(difference.max()),
         "mean_difference": float(difference.mean()),
-        "decisions_moved": moved / sum(value.numel() for value in decided.values()),
+        "decisions_moved": moved / sum(own[name].numel() for name in decided),
     }
     largest, mean = MAX_LIMITS[precision], MEAN_LIMITS[precision]
     if not (parity["max_difference"] <= largest and parity["mean_difference"] <= mean):

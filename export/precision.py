@@ -14,19 +14,19 @@ as modules, not by the names of the trained network.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic
 from upfusion.checkpoint import Checkpoint
-from upfusion.export.deploy import DeployNetwork, use_half_maps
+from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, half_convolutions, use_half_maps
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import imposing
 from upfusion.model.layers import ChannelAttention, GatedFeedForward, RestormerBlock
@@ -34,12 +34,17 @@ from upfusion.model.perturbation import SelectiveAttention
 from upfusion.runtime.calibration_file import Calibration
 from upfusion.runtime.errors import ArtifactError
 from upfusion.runtime.images import prepare
+from upfusion.text import TextFeatures
 
 HEADROOM = 8.0
 """A map stays in half if this times its largest value on the calibration's pairs still fits."""
 UNSEEN_HEADROOM = 64.0
 """The same where there is no calibration and only synthetic images were seen."""
 
+BLOCKS = (RestormerBlock, FixedOrderPerturbation)
+"""Modules whose result is a residual stream: its last summand's convolution centres it."""
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 Samples = tuple[Tensor, Tensor]
 """Inputs of the deploy form, (B, 3, H, W) and (B, 1, H, W)."""
 
@@ -58,17 +63,23 @@ class HalfReport:
     """Largest value seen in a half map."""
 
 
-def check_calibration(calibration: Calibration, checkpoint: Checkpoint, name: str) -> None:
-    """Refuse a calibration of another network.
+def check_calibration(calibration: Calibration, checkpoint: Checkpoint, text: TextFeatures, name: str) -> None:
+    """Refuse a calibration of another network or another prompt.
 
     Raises:
-        ArtifactError: it was made from another checkpoint.
+        ArtifactError: it was made from another checkpoint, or with another text feature.
     """
     if calibration.source.sha256 != checkpoint.sha256:
         raise ArtifactError(
             f"{name} calibrates another checkpoint: {calibration.source.name} "
             f"({calibration.source.sha256[:12]}…), not {checkpoint.path.name} ({checkpoint.sha256[:12]}…)",
             f"upfusion calibrate {checkpoint.path} --data VIS IR -o {name}",
+        )
+    if calibration.text_sha256 != text.sha256:
+        raise ArtifactError(
+            f"{name} was made with another text feature than {text.prompt!r:.60} of {text.encoder}: another prompt "
+            "makes other decisions",
+            f"upfusion calibrate {checkpoint.path} --text TEXT.npz --data VIS IR -o {name}, with the export's text",
         )
 
 
@@ -128,25 +139,23 @@ def to_half(deploy: DeployNetwork, samples: Samples, *, calibrated: bool) -> Hal
         samples: real crops of a calibration, or synthetic images without one.
         calibrated: whether the samples are real; if not, the ranges get more headroom and no bias is fitted.
     """
-    wide_form = copy.deepcopy(deploy)
-    use_half_maps(deploy)
-    sites = {name: module for name, module in deploy.named_modules() if _is_half(module)}
-    blocks = {name: module for name, module in deploy.named_modules() if isinstance(module, RestormerBlock)}
+    sites = half_convolutions(deploy)
+    blocks = {name: module for name, module in deploy.named_modules() if isinstance(module, BLOCKS)}
     seen = Observed()
-    with torch.no_grad(), seen.watching(wide_form, sites, blocks):
-        _, decisions = wide_form.with_decisions(*samples)
+    with torch.no_grad(), seen.watching(sites, blocks):
+        _, decisions = deploy.with_decisions(*samples)
+    use_half_maps(deploy)
     limit = LARGEST_HALF / (HEADROOM if calibrated else UNSEEN_HEADROOM)
     wide = _keep_wide(sites, blocks, seen, limit)
     deploy.wide_streams = not wide.isdisjoint(blocks)
     narrow = {name: module for name, module in sites.items() if name not in wide}
-    corrected = 0
     if calibrated:
-        corrected = _centre(deploy, narrow, blocks, seen, samples, decisions)
+        _centre(deploy, narrow, blocks, seen, samples, decisions)
     kept = [largest for name, largest in seen.largest.items() if name not in wide]
     return HalfReport(
         half=len(narrow),
         wide=tuple(sorted(wide)),
-        corrected=corrected,
+        corrected=len(narrow) if calibrated else 0,
         largest=max(kept, default=0.0),
     )
 
@@ -156,31 +165,44 @@ class Observed:
 
     def __init__(self) -> None:
         self.largest: dict[str, float] = defaultdict(float)
-        self.means: dict[str, list[Tensor]] = defaultdict(list)
-        """Channel means (C,) of each call, in order: a layer that two streams share is called twice."""
+        self.means: dict[str, Tensor] = {}
+        """Channel means (C,) of the first call: two streams share a layer in some forms."""
 
-    def watching(
-        self, network: nn.Module, sites: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module]
-    ) -> ExitStack:
-        """Return a context in which a forward pass of ``network`` is seen at the named modules."""
-        stack = ExitStack()
-        for name in (*sites, *blocks):
-            handle = network.get_submodule(name).register_forward_hook(self._hook(name))
-            stack.callback(handle.remove)
-        return stack
+    @contextmanager
+    def watching(self, sites: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module]) -> Iterator[None]:
+        """See a forward pass inside the block: what the sites and blocks read and give, and the blocks' streams."""
+        handles = []
+        for name, module in (*sites.items(), *blocks.items()):
+            handles.append(module.register_forward_hook(self._range(name)))
+        for name, site in sites.items():
+            handles.append(site.register_forward_hook(self._mean(name)))
+        for name, block in blocks.items():
+            norm = block.norm_feed_forward
+            handles.append(norm.register_forward_hook(self._mean(_stream(name), of_input=True)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def _range(self, name: str) -> Hook:
         def see(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            for values in (args[0], output):
-                extremes = torch.stack(values.aminmax()).abs()
-                self.largest[name] = max(self.largest[name], float(extremes.max()))
-            self.means[name].append(output.double().mean((0, 2, 3)))
+            for values in (*args, output):
+                # The fastest way that copies no strided map; vector_norm(inf) takes four times as long.
+                self.largest[name] = max(self.largest[name], float(values.amax()), -float(values.amin()))
+
+        return see
+
+    def _mean(self, name: str, *, of_input: bool = False) -> Hook:
+        def see(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.means.setdefault(name, channel_means(args[0] if of_input else output))
 
         return see
 
 
-def _is_half(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.weight.dtype == torch.float16
+def channel_means(x: Tensor) -> Tensor:
+    """Return the mean of each channel of (B, C, H, W) over the batch and all pixels, (C,), float64."""
+    return x.float().mean((2, 3)).double().mean(0)
 
 
 def _keep_wide(
@@ -205,60 +227,58 @@ def _to_weight_type(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor
 
 
 def _to_float(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].float(), *args[1:])
+    return tuple(arg.float() for arg in args)
 
 
 def _centre(
     deploy: DeployNetwork,
-    sites: Mapping[str, nn.Module],
+    sites: Mapping[str, nn.Conv2d],
     blocks: Mapping[str, nn.Module],
     seen: Observed,
     samples: Samples,
     decisions: Mapping[str, Tensor],
-) -> int:
-    """Give each half convolution the bias that makes its channel means those of float32; return how many got one.
+) -> None:
+    """Give each half convolution the bias that makes its channel means those of float32.
 
-    One pass in emulated half, layer after layer: each layer's inputs are corrected already. A layer that two streams
-    share is centred on the first. After a residual block
-    the whole stream is centred, by the bias of the last convolution that wrote to it.
+    One pass in emulated half, layer after layer: each layer's inputs are centred already. A convolution that two
+    streams share is centred on the first. The last convolution of a residual block also takes over what the stream
+    it is added to is off by: what attention matrices and sums add has no bias of its own.
     """
-    fitted: set[str] = set()
-    current: list[nn.Conv2d] = []
+    debts: dict[nn.Module, Tensor] = {}
 
-    def at_convolution(name: str) -> Callable[..., Tensor | None]:
-        def centre(module: nn.Conv2d, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            current[:] = [module]
-            if name in fitted:
-                return None
-            fitted.add(name)
-            return _shifted(module, output, seen.means[name][0])
+    def at_norm(name: str, last: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def measure(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            debts[last] = seen.means[name] - channel_means(args[0])
 
-        return centre
+        return measure
 
-    def at_block(name: str) -> Callable[..., Tensor | None]:
-        def centre(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if name in fitted or not current or current[0].out_channels != output.shape[1]:
-                return None
-            fitted.add(name)
-            return _shifted(current[0], output, seen.means[name][0])
+    def centred(name: str, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            """Fit the bias before the result is rounded: a shift below the rounding step would get lost after it."""
+            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.float()
+            wide = F.conv2d(x.float(), conv.weight.float(), bias, padding=conv.padding, groups=conv.groups)
+            if name in wanted:
+                shift = wanted.pop(name) - channel_means(wide) + debts.get(conv, 0.0)
+                conv.bias = nn.Parameter((bias + shift).to(conv.weight.dtype), requires_grad=False)
+                wide += (conv.bias - bias)[:, None, None]
+            return wide.to(x.dtype)
 
-        return centre
+        return forward
 
+    wanted = {name: seen.means[name] for name in sites}
     with ExitStack() as stack:
-        for name, module in sites.items():
-            stack.callback(module.register_forward_hook(at_convolution(name)).remove)
+        for name, conv in sites.items():
+            conv.forward = centred(name, conv)  # type: ignore[method-assign]
+            stack.callback(delattr, conv, "forward")
         for name, block in blocks.items():
-            stack.callback(block.register_forward_hook(at_block(name)).remove)
+            last = [module for module in block.feed_forward.modules() if isinstance(module, nn.Conv2d)][-1]
+            stack.callback(block.norm_feed_forward.register_forward_pre_hook(at_norm(_stream(name), last)).remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(imposing(deploy.network, decisions))
         stack.enter_context(HalfArithmetic())
         deploy(*samples)
-    return len(fitted & sites.keys())
 
 
-def _shifted(conv: nn.Conv2d, output: Tensor, wanted: Tensor) -> Tensor:
-    """Move the convolution's bias so that ``output`` has the wanted channel means; return the moved output."""
-    shift = (wanted - output.double().mean((0, 2, 3))).float()
-    before = torch.zeros_like(shift) if conv.bias is None else conv.bias.float()
-    conv.bias = nn.Parameter((before + shift).to(conv.weight.dtype), requires_grad=False)
-    return (output.float() + shift[:, None, None]).to(output.dtype)
+def _stream(block: str) -> str:
+    """Return the name of a block's stream between attention and feed-forward."""
+    return f"{block}.norm_feed_forward"

@@ -23,6 +23,8 @@ from upfusion.runtime.files import replacing, sha256_of
 from upfusion.runtime.manifest import Source, structured
 
 SCHEMA = 1
+SAMPLE_SIZE = (96, 128)
+"""Height and width of the crops, if the pair is not smaller; multiples of 8."""
 
 Image = npt.NDArray[np.uint8]
 
@@ -108,8 +110,6 @@ class Calibration:
     ranges: Mapping[str, SiteRange]
     sums: Mapping[str, SquareSum]
     decisions: Mapping[str, DecisionRecord]
-    pooled_means: Mapping[str, tuple[float, ...]]
-    """For each squeeze site, the mean over the pairs of every channel's spatial mean."""
     samples: tuple[Sample, ...]
     versions: Mapping[str, str]
     created: str

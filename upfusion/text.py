@@ -5,6 +5,7 @@ The raw output of CLIP ViT-B/32's text projection, not L2-normalised (norms are 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import zipfile
@@ -49,6 +50,11 @@ class TextFeatures:
                 f"got shape {self.features.shape}",
                 'make one with: upfusion text "PROMPT" -o text.npz',
             )
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the feature's bytes: another feature makes other decisions."""
+        return hashlib.sha256(np.ascontiguousarray(self.features, np.float32).tobytes()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` with ``features``, ``prompt`` and ``encoder``."""

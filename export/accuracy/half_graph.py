@@ -35,12 +35,13 @@ class EmulatedGraph:
     """For each edge that is rounded, the outputs that hold its largest and smallest value before rounding."""
 
 
-def emulate_half(model: onnx.ModelProto, decisions: tuple[str, ...] = ()) -> EmulatedGraph:
+def emulate_half(model: onnx.ModelProto, decisions: tuple[str, ...] = (), *, ranges: bool = True) -> EmulatedGraph:
     """Return a float32 graph that rounds to half wherever the given graph stores half.
 
     Args:
         model: with value types that shape inference can find; not changed.
         decisions: inner values to add as outputs, where the graph has them.
+        ranges: also find the extremes of every rounded edge, which costs two passes over each.
     """
     inferred = onnx.shape_inference.infer_shapes(model)
     graph = inferred.graph
@@ -64,10 +65,13 @@ def emulate_half(model: onnx.ModelProto, decisions: tuple[str, ...] = ()) -> Emu
                 nodes += [
                     helper.make_node("Cast", [wide], [f"{name}.half"], to=HALF),
                     helper.make_node("Cast", [f"{name}.half"], [name], to=FLOAT),
-                    helper.make_node("ReduceMax", [wide], [f"{name}.max"], keepdims=0),
-                    helper.make_node("ReduceMin", [wide], [f"{name}.min"], keepdims=0),
                 ]
-                extremes[name] = (f"{name}.max", f"{name}.min")
+                if ranges:
+                    extremes[name] = (f"{name}.max", f"{name}.min")
+                    nodes += [
+                        helper.make_node(kind, [wide], [extreme], keepdims=0)
+                        for kind, extreme in zip(("ReduceMax", "ReduceMin"), extremes[name], strict=True)
+                    ]
     emulated = onnx.ModelProto()
     emulated.CopyFrom(inferred)
     del emulated.graph.node[:], emulated.graph.initializer[:], emulated.graph.value_info[:]

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from upfusion.arithmetic import LARGEST_HALF, Tf32Convolutions
@@ -25,7 +26,7 @@ from upfusion.model.decisions import decision_points, imposing
 from upfusion.model.margins import recording_values
 from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
 from upfusion.runtime.fuser import Fuser
-from upfusion.runtime.images import finish, luma, prepare
+from upfusion.runtime.images import finish, luma, merge_chroma, prepare
 from upfusion.runtime.manifest import read_manifest
 from upfusion.runtime.pairs import Pair, read_pair
 from upfusion.text import TextFeatures
@@ -174,12 +175,13 @@ def measure(
     frozen = frozen_decisions(manifest.calibration.get("frozen", {}))
     outputs = [spec.name for spec in manifest.contract.outputs]
     backend = EmulatedBackend(onnx.load(artifact), outputs[:1], list(decision_points(reference.deploy.network)))
+    planes = manifest.contract.io == "tensor"
     results = []
     with Fuser(backend, manifest.contract, name=artifact.name, source=checkpoint.path.name) as fuse:
         for pair in pairs:
             images = read_pair(pair)
             try:
-                image = gray(fuse(*images))
+                image = fuse(*images, color="gray" if planes else "auto")
             except UPFusionError as error:
                 raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
             results.append(_compared(pair.name, image, images, reference, backend.decisions, frozen, tf32=tf32))
@@ -224,7 +226,7 @@ class Reference:
 
 def _compared(
     name: str,
-    image: Gray,
+    image: NDArray[np.uint8],
     images: tuple[Any, Any],
     reference: Reference,
     taken: Mapping[str, Tensor],
@@ -238,16 +240,22 @@ def _compared(
     same = not any(flip.moved for flip in found.values())
     imposed = wanted if same else reference.imposed(images, decisions)
     tf32_image, tf32_decided = reference.tf32(images) if tf32 else (None, None)
+
+    def shown(fused: Gray) -> Gray:
+        """Return what a graph that puts the chroma back would show of a fused image; clipping changes its luma."""
+        return fused if image.ndim == 2 else gray(merge_chroma(images[0], fused))
+
+    got = gray(image)
     return PairAccuracy(
         name=name,
-        numerics=levels(image, imposed, name),
-        together=levels(image, wanted, name),
+        numerics=levels(got, shown(imposed), name),
+        together=levels(got, shown(wanted), name),
         decisions=found,
         tf32=None if tf32_decided is None else all_flips(decided, tf32_decided, values),
-        tf32_together=None if tf32_image is None else levels(tf32_image, wanted, name),
+        tf32_together=None if tf32_image is None else levels(shown(tf32_image), shown(wanted), name),
     )
 
 
-def gray(image: np.ndarray) -> Gray:
-    """Return the luma of an 8-bit result that may be coloured."""
+def gray(image: NDArray[np.uint8]) -> Gray:
+    """Return an 8-bit image, or the rounded luma of a coloured one."""
     return image if image.ndim == 2 else np.rint(luma(image)).astype(np.uint8)

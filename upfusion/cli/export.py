@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,6 +42,14 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME", help="Leave out this rewrite; may be repeated.", show_default=False),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="What upfusion calibrate wrote; fp16 follows it.", show_default=False),
+    ] = None,
+    ranking: Annotated[
+        Literal["dynamic", "frozen"],
+        typer.Option(help="frozen: the calibration's majority decisions are constants; small, fast, not exact."),
+    ] = "dynamic",
     expose_ranks: Annotated[
         bool, typer.Option("--expose-ranks", help="Add the ranking decisions as outputs, for verify.")
     ] = False,
@@ -77,6 +86,8 @@ def export(
         target=target,
         rewrites=chosen_rewrites(target, plain=plain, lean=lean, without=without_rewrite or ()),
         expose_ranks=expose_ranks,
+        calibration=calibration,
+        ranking=ranking,
     )
     start = time.perf_counter()
     with spinner() as bar:
@@ -84,6 +95,12 @@ def export(
         loaded = load_checkpoint(checkpoint)
         features = load_text(text) if text else None
         manifest = export_onnx(loaded, output, features, options, step=lambda what: bar.update(task, description=what))
+    for note in manifest.notes:
+        check_line(True, "precision", note)
+    if price := manifest.calibration.get("frozen_price"):
+        worst = min(price, key=lambda pair: math.inf if pair["psnr_db"] is None else pair["psnr_db"])
+        decibels = "equal" if worst["psnr_db"] is None else f"{worst['psnr_db']:.2f} dB"
+        check_line(True, "frozen", f"against dynamic ranking on {len(price)} crops, worst: {worst['pair']}, {decibels}")
     gaps = manifest.text.smallest_gaps
     check_line(True, "text", f"order fixed; smallest gap of its logits {min(gaps.values()):.1e}")
     check_line(True, "rewrites", "none" if plain else f"{len(manifest.rewrites)} applied, for {target}")
