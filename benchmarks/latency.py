@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.machine import machine
+from upfusion.bench.machine import machine
 from upfusion.checkpoint import load_checkpoint
 from upfusion.cli.artifacts import open_fuser
 from upfusion.cli.sizes import parse_size, parse_sizes

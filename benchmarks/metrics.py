@@ -26,7 +26,7 @@ import numpy as np
 import scipy
 from scipy.signal import convolve2d
 
-from benchmarks.machine import machine
+from upfusion.bench.machine import machine
 from upfusion.metrics import Sources, evaluate, evaluate_sources
 from upfusion.metrics.phase_congruency import filter_bank
 from upfusion.runtime.files import replacing

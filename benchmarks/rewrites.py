@@ -26,7 +26,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import machine
+from upfusion.bench.machine import machine
 from upfusion.checkpoint import UNUSED, authors_key
 from upfusion.cli.sizes import parse_sizes
 from upfusion.config import PRESETS

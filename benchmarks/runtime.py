@@ -1,0 +1,198 @@
+"""What the runtime itself costs on a CPU: over a bare InferenceSession.run, and stream() against a plain loop.
+
+python -m benchmarks.runtime GRAPH.onnx [--only overhead|stream|device] [--size 480x640] [--threads N]
+
+``overhead``: calls from uint8 to uint8 beside ``InferenceSession.run`` of the same session on prepared inputs, and the
+runtime with a backend that computes nothing. ``stream``: a folder of PNG pairs, read, fused and written, by a plain
+loop with all threads in one call, and by ``fuse_files``, with one context of all threads and with a context for each
+thread. ``device``: the same folder with a backend that only waits, as a CPU does for a GPU. Contenders take turns in
+every round. Figures are added to benchmarks/results/runtime.json part by part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upfusion.bench.contender import Contender, Opened, opened
+from upfusion.bench.machine import machine, versions
+from upfusion.bench.measure import interleaved_ms
+from upfusion.bench.report import write_record
+from upfusion.bench.run import BenchOptions, bench
+from upfusion.bench.summary import summary_of
+from upfusion.cli.sizes import parse_size
+from upfusion.runtime.backends.null import NullBackend
+from upfusion.runtime.backends.onnxruntime import OnnxRuntimeOptions
+from upfusion.runtime.folder import fuse_files, output_paths
+from upfusion.runtime.fuser import Fuser, load
+from upfusion.runtime.images import write_image
+from upfusion.runtime.manifest import read_manifest
+from upfusion.runtime.pairs import Pair, find_pairs, read_pair
+from upfusion.samples import night_street
+
+RESULT = Path(__file__).parent / "results" / "runtime.json"
+GOAL_SHARE, GOAL_MS = 0.03, 0.3
+"""What a call may take beyond a bare run: the larger of the two."""
+GOAL_STREAM = 1.2
+DEVICE_MS = 20.0
+"""What the waiting backend waits."""
+
+
+class Waiting(NullBackend):
+    """Zeros after a while in which the CPU is free."""
+
+    def run(self, inputs: Any) -> Any:
+        """Return zeros."""
+        time.sleep(DEVICE_MS / 1e3)
+        return super().run(inputs)
+
+    def another(self) -> Waiting:
+        """Return a further one."""
+        return Waiting(self._contract)
+
+
+def overhead(graph: Path, size: tuple[int, int], threads: int, rounds: int) -> dict[str, Any]:
+    """Return what a call takes beyond a bare run."""
+    artifact = opened(graph, "cpu", OnnxRuntimeOptions(threads=threads))
+    options = BenchOptions(runs=rounds, warm_up=3, parts_runs=5, seconds=0.0, windows=1)
+    measured = bench([artifact], None, options, size=size).artifacts[0]
+    assert measured.bare is not None
+    assert measured.overhead_ms is not None
+    contract = artifact.contract
+    nothing = Opened(
+        name="null",
+        path=graph,
+        backend=NullBackend(contract),
+        contract=contract,
+        manifest=None,
+        load_seconds=0.0,
+        grown_bytes=None,
+    )
+    with Contender(nothing, [night_street(*size)]) as contender:
+        own = interleaved_ms({"call": contender.call_ms}, runs=200, warm_up=20)["call"]
+    return {
+        "call": dataclasses.asdict(measured.latency),
+        "bare_run": dataclasses.asdict(measured.bare),
+        "parts_ms": dict(measured.parts_ms),
+        "overhead_ms": measured.overhead_ms,
+        "overhead_share": measured.overhead_ms / measured.bare.median,
+        "without_inference": dataclasses.asdict(summary_of(own)),
+        "goal": f"at most {GOAL_SHARE:.0%} or {GOAL_MS} ms, whichever is larger",
+        "reached": measured.overhead_ms <= max(GOAL_SHARE * measured.bare.median, GOAL_MS),
+    }
+
+
+def plain_loop(fuse: Fuser, pairs: list[Pair], paths: Mapping[str, Path]) -> None:
+    """Read, run and write one pair after another."""
+    for pair in pairs:
+        write_image(paths[pair.name], fuse(*read_pair(pair)))
+
+
+def folder(fusers: Mapping[str, Fuser], size: tuple[int, int], count: int, rounds: int) -> dict[str, Any]:
+    """Return the pairs per second of each way through a folder; the first is the plain loop."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        for number in range(count):
+            for side, image in zip(("visible", "infrared"), night_street(*size, seed=number), strict=True):
+                (root / side).mkdir(exist_ok=True)
+                write_image(root / side / f"{number:03}.png", image)
+        pairs = find_pairs(root / "visible", root / "infrared")
+        paths = output_paths(pairs, root / "fused")
+
+        def timed(name: str) -> Callable[[], float]:
+            def run() -> float:
+                start = time.perf_counter()
+                if name == baseline:
+                    plain_loop(fusers[name], pairs, paths)
+                else:
+                    assert len(fuse_files(fusers[name], pairs, paths).written) == count
+                return (time.perf_counter() - start) * 1e3
+
+            return run
+
+        baseline = next(iter(fusers))
+        for fuser in fusers.values():
+            fuser.warm_up()
+        times = interleaved_ms({name: timed(name) for name in fusers}, runs=rounds, warm_up=1)
+    rates = {name: [count / value * 1e3 for value in values] for name, values in times.items()}
+    against = {
+        name: float(np.median(np.divide(rate, rates[baseline]))) for name, rate in rates.items() if name != baseline
+    }
+    return {
+        "pairs": count,
+        "pairs_per_second": rates,
+        "against_the_loop": against,
+        "goal": f"at least {GOAL_STREAM}x the plain loop",
+        "reached": max(against.values()) >= GOAL_STREAM,
+    }
+
+
+def streamed(graph: Path, size: tuple[int, int], threads: int, count: int, rounds: int) -> dict[str, Any]:
+    """Return the figures of a folder on ONNX Runtime."""
+
+    def loaded(contexts: int) -> Fuser:
+        return load(graph, device="cpu", contexts=contexts, options=OnnxRuntimeOptions(threads=threads // contexts))
+
+    fusers = {
+        "plain loop": loaded(1),
+        "stream, one context": loaded(1),
+        "stream, a context per thread": loaded(threads),
+    }
+    try:
+        return folder(fusers, size, count, rounds)
+    finally:
+        for fuser in fusers.values():
+            fuser.close()
+
+
+def waiting(graph: Path, size: tuple[int, int], count: int, rounds: int) -> dict[str, Any]:
+    """Return the figures of a folder on a device that computes beside the CPU."""
+    contract = read_manifest(graph).contract
+    fusers = {name: Fuser(Waiting(contract), contract) for name in ("plain loop", "stream, one context")}
+    return {"device_ms": DEVICE_MS} | folder(fusers, size, count, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("graph", type=Path)
+    parser.add_argument("--only", choices=("overhead", "stream", "device"))
+    parser.add_argument("--size", default="480x640")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=10)
+    chosen = parser.parse_args()
+    size = parse_size(chosen.size)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "overhead": lambda: overhead(chosen.graph, size, chosen.threads, chosen.rounds),
+        "stream": lambda: streamed(chosen.graph, size, chosen.threads, chosen.pairs, chosen.rounds),
+        "device": lambda: waiting(chosen.graph, size, chosen.pairs, chosen.rounds),
+    }
+    known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    for name in [chosen.only] if chosen.only else parts:
+        figures = parts[name]()
+        known[name] = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": "python -m benchmarks.runtime " + " ".join(sys.argv[1:]),
+            "machine": machine() | {"threads": chosen.threads, "gpu": "none: not run on a GPU"},
+            "versions": versions(),
+            "network": read_manifest(chosen.graph).source.name,
+            "size": chosen.size,
+            **figures,
+        }
+        print(name, json.dumps(figures, indent=1))
+    write_record(known, RESULT)
+
+
+if __name__ == "__main__":
+    main()
