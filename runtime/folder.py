@@ -14,7 +14,7 @@ import numpy as np
 
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.fuser import Color, Fuser
-from upfusion.runtime.images import SUFFIXES, Image, write_image
+from upfusion.runtime.images import SUFFIXES, write_image
 from upfusion.runtime.pairs import Pair
 
 _WRITERS = 2
@@ -90,7 +90,7 @@ def fuse_files(
                 result.failed[pair.name] = outcome.error
                 done(pair.name)
                 continue
-            image: Image = outcome.result()
+            image = outcome.result()
             if color == "gray":
                 image = np.repeat(image[..., None], 3, axis=2)
             waiting.append((pair.name, writers.submit(write_image, paths[pair.name], image, provenance)))
