@@ -84,7 +84,7 @@ def run_step(step: Step, limit_s: float) -> dict[str, Any]:
             code = None
         finally:
             _end(process)
-        outcome: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "limit_s": round(limit_s, 1)}
+        outcome: dict[str, Any] = {"seconds": round(time.monotonic() - start, 3), "limit_s": round(limit_s, 1)}
         figures = json.loads(into.read_text()) if into.is_file() and into.stat().st_size else None
         said.seek(0)
         lines = said.read().decode("utf-8", errors="replace").strip().splitlines()
