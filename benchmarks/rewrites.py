@@ -33,7 +33,7 @@ from upfusion.config import PRESETS
 from upfusion.export import deploy as deploy_module
 from upfusion.export.cost import cost_of, gpu_named, read_graph
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
-from upfusion.export.onnx_export import ExportOptions, contract_of, graph_of
+from upfusion.export.onnx_export import ExportOptions, WithDecisions, contract_of, graph_of
 from upfusion.export.rewrites import DEFAULTS, LEAN, apply_rewrites
 from upfusion.model import FusionNetwork, pruning
 from upfusion.model.layers import LayerNorm2d, widen
@@ -107,7 +107,7 @@ def export(network: FusionNetwork, text: TextFeatures, form: str, options: Expor
         if options.precision == "fp16":
             use_half_maps(deploy)
         contract = contract_of(options)
-        graph = graph_of(deploy, contract)
+        graph = graph_of(WithDecisions(deploy), contract)
     finally:
         deploy_module.take_channels = pruning.take_channels = taken
     del graph.graph.output[len(contract.outputs) :]

@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -25,6 +26,16 @@ from upfusion.checkpoint import Checkpoint
 from upfusion.export.accuracy.half_graph import emulate_half
 from upfusion.export.deploy import DeployNetwork, fix_text
 from upfusion.export.frozen_ranking import NEEDS_DECISIONS, Constants, freeze_ranking, frozen_decisions, price
+from upfusion.export.image_edges import (
+    PLANE,
+    Channels,
+    Color,
+    ImageEdges,
+    host_planes,
+    image_contract,
+    images_of,
+    largest_edge_error,
+)
 from upfusion.export.precision import check_calibration, fold_scales, samples_of, to_half
 from upfusion.export.rewrites import DEFAULTS, Target, apply_rewrites
 from upfusion.export.simplify import simplify
@@ -61,6 +72,12 @@ because ONNX Runtime loses so much in its long sums, and ours a hundredth of it.
 44.6 dB (0.6 % RMS) at 480x640.
 """
 
+EDGE_LIMIT = 1
+"""Levels by which the image edges may differ from the host's: 0 wherever single operations round as IEEE 754 says."""
+
+SIDES = ("height", "width")
+"""How tensors name the sides that vary."""
+
 Step = Callable[[str], None]
 
 
@@ -72,7 +89,12 @@ class ExportOptions:
     sizes: SizeRange = DYNAMIC_SIZES
     """Image sizes; they are padded up to a multiple of 8."""
     batch: int = 1
-    io: Literal["tensor"] = "tensor"
+    io: Literal["tensor", "image"] = "tensor"
+    """Padded float planes, or uint8 images with everything that they need inside the graph."""
+    channels: Channels = "rgb"
+    """Image graphs: order of the colour channels."""
+    color: Color = "ycbcr"
+    """Image graphs: what they return."""
     target: Target = "tensorrt"
     """What the rewrites were chosen for, for the manifest."""
     rewrites: tuple[str, ...] = DEFAULTS["tensorrt"]
@@ -166,7 +188,10 @@ def export_onnx(
         notes += half_precision(deploy, calibration, contract_of(options))
     contract = contract_of(options)
     step("tracing the graph")
-    graph = graph_of(deploy, contract)
+    graph = graph_of(
+        ImageEdges(deploy, options.color, options.channels) if options.io == "image" else WithDecisions(deploy),
+        contract,
+    )
     step("checking the graph")
     check(graph)
     manifest = Manifest(
@@ -201,8 +226,7 @@ def export_onnx(
         step("comparing with PyTorch")
         parity = compare(reference, temporary, options.precision, contract, frozen_decisions(frozen))
         manifest = dataclasses.replace(manifest, parity=parity)
-        if not options.expose_ranks:
-            del graph.graph.output[len(contract.outputs) :]
+        hide_outputs(graph, contract, options)
         entry = graph.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, manifest.to_json()
         onnx.save(graph, temporary)
@@ -236,6 +260,8 @@ def synthetic_crop(contract: Contract) -> tuple[Tensor, Tensor]:
 
 def contract_of(options: ExportOptions) -> Contract:
     """Return what the graph takes and gives for these options."""
+    if options.io == "image":
+        return image_contract(options.sizes, options.batch, options.color, options.channels)
     sizes = SizeRange(**{name: padded(getattr(options.sizes, name)) for name in ("minimum", "optimum", "maximum")})
     height, width = sizes.optimum if sizes.fixed else ("height", "width")
 
@@ -255,34 +281,36 @@ def contract_of(options: ExportOptions) -> Contract:
     )
 
 
-def graph_of(deploy: DeployNetwork, contract: Contract) -> onnx.ModelProto:
+def graph_of(view: WithDecisions | ImageEdges, contract: Contract) -> onnx.ModelProto:
     """Trace the deploy form with torch's dynamo exporter; the decisions follow the image as outputs.
 
     Raises:
         ExportError: the exporter refuses the module.
     """
-    height, width = contract.sizes.optimum
-    example = tuple(torch.rand(spec.shape[0], spec.shape[1], height, width) for spec in contract.inputs)
+    best = dict(zip(SIDES, contract.sizes.optimum, strict=True))
+    example = tuple(
+        torch.zeros([best.get(str(side), side) for side in spec.shape], dtype=getattr(torch, spec.dtype))
+        for spec in contract.inputs
+    )
     dynamic = None
     if not contract.sizes.fixed:
-        low, high = contract.sizes.minimum, contract.sizes.maximum
-        sides = [
-            torch.export.Dim(f"eighth_{name}", min=low[i] // SIZE_MULTIPLE, max=high[i] // SIZE_MULTIPLE)
-            * SIZE_MULTIPLE
-            for i, name in enumerate(("height", "width"))
-        ]
-        dynamic = tuple({2: sides[0], 3: sides[1]} for _ in contract.inputs)
+        sides = {
+            name: varying_side(name, contract.sizes.minimum[i], contract.sizes.maximum[i], contract.size_multiple)
+            for i, name in enumerate(SIDES)
+        }
+        dynamic = tuple({spec.shape.index(name): side for name, side in sides.items()} for spec in contract.inputs)
+    images = [spec.name for spec in contract.outputs] + ([PLANE] if contract.io == "image" else [])
     try:
         with warnings.catch_warnings():
             # Both images name their sides alike, which the exporter finds worth a warning for each side.
             warnings.filterwarnings("ignore", "# The axis name: .* shares the same shape constraints", UserWarning)
             program = torch.onnx.export(
-                WithDecisions(deploy).eval(),
+                view.eval(),
                 example,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in contract.inputs],
-                output_names=[spec.name for spec in contract.outputs] + list(decision_points(deploy.network)),
+                output_names=images + list(decision_points(view.deploy.network)),
                 dynamic_shapes=dynamic,
                 optimize=False,
                 verbose=False,
@@ -292,7 +320,28 @@ def graph_of(deploy: DeployNetwork, contract: Contract) -> onnx.ModelProto:
     if program is None:
         raise ExportError("torch's exporter returned nothing", "report this with the versions")
     simplify(program.model)
+    for output, spec in zip(program.model.graph.outputs, contract.outputs, strict=False):
+        output.shape = ir.Shape(spec.shape)  # the exporter's name for a side is the formula that it worked out
     return program.model_proto
+
+
+def varying_side(name: str, low: int, high: int, multiple: int) -> Any:
+    """Return the exporter's description of a height or width between two lengths."""
+    if multiple == 1:
+        return torch.export.Dim(name, min=low, max=high)
+    return torch.export.Dim(f"part_of_{name}", min=low // multiple, max=high // multiple) * multiple
+
+
+def hide_outputs(graph: onnx.ModelProto, contract: Contract, options: ExportOptions) -> None:
+    """Remove the outputs that only the comparison needed."""
+    named = {spec.name for spec in contract.outputs}
+    hidden = [
+        output
+        for output in graph.graph.output
+        if output.name not in named and (output.name == PLANE or not options.expose_ranks)
+    ]
+    for output in hidden:
+        graph.graph.output.remove(output)
 
 
 class WithDecisions(nn.Module):
@@ -340,7 +389,10 @@ def compare(
     Raises:
         ExportError: ONNX Runtime cannot run it, or the differences pass the limits.
     """
-    inputs = synthetic_pair(contract)
+    inputs = planes = synthetic_pair(contract)
+    if contract.io == "image":
+        inputs = images_of(*planes, contract.sizes.optimum)
+        planes = host_planes(*inputs, contract)
     try:
         graph = onnx.load(path)
         names = [output.name for output in graph.graph.output]
@@ -351,8 +403,9 @@ def compare(
         got = dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {error}", "report this") from error
-    fused = got.pop(contract.outputs[0].name)
-    tensors = tuple(map(torch.from_numpy, inputs))
+    images = {spec.name: got.pop(spec.name) for spec in contract.outputs}
+    fused = got.pop(PLANE) if contract.io == "image" else images[contract.outputs[0].name]
+    tensors = tuple(map(torch.from_numpy, planes))
     decided = {name: value.expand(contract.batch, *value.shape[1:]) for name, value in frozen.items()}
     decided |= {name: torch.from_numpy(value) for name, value in got.items()}
     # The recorder comes first, so it sees what the network would have decided, given the graph's decisions before.
@@ -365,6 +418,14 @@ def compare(
         "mean_difference": float(difference.mean()),
         "decisions_moved": moved / sum(own[name].numel() for name in decided),
     }
+    if contract.io == "image":
+        parity["edge_levels"] = largest_edge_error(images, fused, inputs[0], contract)
+        if parity["edge_levels"] > EDGE_LIMIT:
+            raise ExportError(
+                f"the graph's uint8 images differ by {parity['edge_levels']:.0f} levels from the host's on the same "
+                "plane",
+                "export with --io tensor, and report this with the versions",
+            )
     largest, mean = MAX_LIMITS[precision], MEAN_LIMITS[precision]
     if not (parity["max_difference"] <= largest and parity["mean_difference"] <= mean):
         raise ExportError(
@@ -376,13 +437,16 @@ def compare(
 
 
 def synthetic_pair(contract: Contract) -> tuple[NDArray[np.float32], ...]:
-    """Return smooth random images of the contract's shapes: noise would be no image, flat would rank nothing."""
-    height, width = contract.sizes.optimum
+    """Return smooth random planes, (B, 3, H, W) and (B, 1, H, W) in 0..1, of the contract's best size, padded.
+
+    Noise would be no image, flat planes would rank nothing.
+    """
+    height, width = padded(contract.sizes.optimum)
     generator = np.random.Generator(np.random.PCG64(7))
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     planes = []
-    for spec in contract.inputs:
-        image = np.zeros((int(spec.shape[0]), int(spec.shape[1]), height, width), np.float32)
+    for channels in (3, 1):
+        image = np.zeros((contract.batch, channels, height, width), np.float32)
         for plane in image.reshape(-1, height, width):
             for wave in generator.uniform(-1, 1, (8, 3)):
                 plane += np.cos(0.2 * (wave[0] * rows + wave[1] * columns) + 6 * wave[2])

@@ -31,7 +31,7 @@ from upfusion.runtime.backends.base import (
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.gpu_arrays import is_on_gpu, shape_of
 from upfusion.runtime.images import Image
-from upfusion.runtime.manifest import Contract
+from upfusion.runtime.manifest import LUMA_OUTPUT, Contract
 from upfusion.runtime.pairs import Pair
 from upfusion.runtime.streaming import Outcome
 
@@ -132,12 +132,11 @@ class Fuser:
         self.name = name
         self.contexts = contexts
         self._bgr_caller = channels == "bgr"
-        self._bgr_graph = contract.io == "image" and "BGR" in contract.inputs[0].meaning
+        self._bgr_graph = contract.channels == "bgr"
         self._source = source
         self._sha256 = sha256
         self._executor: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
-        self._color_of_graph: Color = _color_of_graph(contract)
         self._fixed_batch = isinstance(contract.inputs[0].shape[0], int)
         self._most = contract.batch if self._fixed_batch else max_batch or contract.batch
         self._workers = [_Worker(backend, contract)]
@@ -298,21 +297,24 @@ class Fuser:
             filled = clock()
             if isinstance(worker.backend, TimedBackend):
                 parts = worker.backend.parts_ms(inputs)
-                output = worker.backend.run(inputs)[self.contract.outputs[0].name]
+                outputs = worker.backend.run(inputs)
             else:
-                output = worker.backend.run(inputs)[self.contract.outputs[0].name]
+                outputs = worker.backend.run(inputs)
                 parts = {"run": (clock() - filled) * 1e3}
             ran = clock()
-            self._finished(worker, output[0], first, color)
+            self._finished(worker, outputs, 0, first, color)
             return {"prepare": (filled - start) * 1e3, **parts, "finish": (clock() - ran) * 1e3}
 
     def _fuse_on_gpu(self, visible: Any, infrared: Any, color: Color, stream: object, out: Any) -> Any:
         """Return the fused image of arrays on the GPU, on the GPU."""
         if not (is_on_gpu(visible) and is_on_gpu(infrared)):
             raise InputError("one image is on the GPU and one in host memory", "put both images in one place")
-        if color not in ("auto", self._color_of_graph):
+        output = self.contract.outputs[0].name
+        if color == "gray" and self.contract.gives_luma:
+            output = LUMA_OUTPUT
+        elif color not in ("auto", self.contract.color):
             raise InputError(
-                f"on the GPU the artifact gives {self._color_of_graph}, not {color}",
+                f"on the GPU the artifact gives {self.contract.color}, not {color}",
                 f"export with --io image --color {color}",
             )
         one, two = (spec.name for spec in self.contract.inputs)
@@ -321,7 +323,7 @@ class Fuser:
                 raise InputError(f"{self.name} on {self.device} takes arrays in host memory", "pass numpy arrays")
             result = worker.backend.run_on_device(
                 {one: visible, two: infrared},
-                self.contract.outputs[0].name,
+                output,
                 single=len(shape_of(visible)) == len(self.contract.inputs[0].shape) - 1,
                 stream=stream,
                 out=out,
@@ -349,16 +351,16 @@ class Fuser:
             while stop < len(firsts) and stop - start < self._most and sizes[stop] == sizes[start]:
                 stop += 1
             with self._worker() as worker:
-                fused = self._run(worker, firsts[start:stop], seconds[start:stop])
+                outputs = self._run(worker, firsts[start:stop], seconds[start:stop])
                 for place in range(start, stop):
-                    image = self._finished(worker, fused[place - start], firsts[place], colors[place])
+                    image = self._finished(worker, outputs, place - start, firsts[place], colors[place])
                     results.append(np.ascontiguousarray(_flipped(image) if self._bgr_caller else image))
             start = stop
         return results
 
-    def _run(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> npt.NDArray[Any]:
-        """Return the graph's first output for images of one graph size: a view of the backend's buffer."""
-        return worker.backend.run(self._filled(worker, firsts, seconds))[self.contract.outputs[0].name]
+    def _run(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> Arrays:
+        """Return the graph's outputs for images of one graph size: views of the backend's buffers."""
+        return worker.backend.run(self._filled(worker, firsts, seconds))
 
     def _filled(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> Arrays:
         """Return the backend's input buffers with images of one graph size in them."""
@@ -384,26 +386,29 @@ class Fuser:
             array[len(firsts) :] = array[:1]  # a fixed batch that is not full: any valid images will do
         return inputs
 
-    def _finished(self, worker: _Worker, fused: npt.NDArray[Any], first: Image, color: Color) -> Fused:
-        """Return one image of the graph's output as the caller asked for it, in memory of its own."""
-        if self.contract.io == "image":
-            gray_wanted = first.ndim == 2 or (color == "auto" and not images.is_coloured(first))
-            if self._color_of_graph == "ycbcr":
-                if color == "gray" and not gray_wanted:
-                    raise InputError(
-                        f"{self.name} puts the colour back inside the graph",
-                        "leave the colour to it, or export with --color gray",
-                    )
-                # Of a gray image all three channels are the fused luma.
-                image = np.array(fused[..., 0] if gray_wanted else fused)
-                return _flipped(image) if self._bgr_graph else image
-            gray: Fused = np.array(fused)
+    def _finished(self, worker: _Worker, outputs: Arrays, place: int, first: Image, color: Color) -> Fused:
+        """Return one image of the graph's outputs as the caller asked for it, in memory of its own."""
+        contract = self.contract
+        gray_wanted = color == "gray" or first.ndim == 2 or (color == "auto" and not images.is_coloured(first))
+        fused = outputs[contract.outputs[0].name][place]
+        gray: Fused
+        if contract.io == "tensor":
+            gray = images.finish(fused[0], *first.shape[:2])
+        elif contract.color == "gray":
+            gray = np.array(fused)
+        elif not gray_wanted:
+            image = np.array(fused)
+            return _flipped(image) if self._bgr_graph else image
+        elif contract.gives_luma:
+            return np.array(outputs[LUMA_OUTPUT][place])
+        elif first.ndim == 3 and images.is_coloured(first):
+            raise InputError(
+                f"{self.name} puts the colour back inside the graph",
+                "leave the colour to it, or export with --color gray",
+            )
         else:
-            height, width = first.shape[:2]
-            gray = images.finish(fused[0], height, width)
-        if color == "gray" or first.ndim == 2 or (color == "auto" and not images.is_coloured(first)):
-            return gray
-        return images.merge_chroma(first, gray, worker.scratch)
+            return np.array(fused[..., 0])  # of a gray image all three channels are the fused luma
+        return gray if gray_wanted else images.merge_chroma(first, gray, worker.scratch)
 
     def _graph_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size that images of this size have inside the graph.
@@ -436,7 +441,7 @@ class Fuser:
         if first.dtype != np.uint8 or second.dtype != np.uint8:
             raise InputError(
                 f"{self.name} takes 8-bit images, these are {first.dtype} and {second.dtype}",
-                "convert them to uint8, or export without --io image for 16 bit",
+                "convert them to uint8, or export with --io tensor for 16 bit",
             )
         if second.ndim != 2:
             raise InputError(f"{self.name} takes infrared images with one channel", "pass infrared[..., 0]")
@@ -489,11 +494,6 @@ def _flipped(image: Any) -> Any:
 def _batched(image: Any) -> bool:
     """Whether an array holds several images."""
     return bool(np.ndim(image) == 4 or (np.ndim(image) == 3 and np.shape(image)[2] > _MOST_CHANNELS))
-
-
-def _color_of_graph(contract: Contract) -> Color:
-    """Return the colour that an image-in, image-out graph gives back."""
-    return "ycbcr" if contract.io == "image" and len(contract.outputs[0].shape) == 4 else "gray"
 
 
 def _range(low: int, high: int) -> str:

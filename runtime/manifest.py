@@ -22,6 +22,9 @@ SCHEMA = 1
 METADATA_KEY = "upfusion.manifest"
 """Key of the manifest in an ONNX file's metadata."""
 
+LUMA_OUTPUT = "luma"
+"""Output of an image-in, image-out graph that holds the fused luma where ``fused`` is coloured."""
+
 Precision = Literal["fp32", "fp16"]
 
 
@@ -70,6 +73,21 @@ class Contract:
     """Sizes of the tensors that enter: padded ones for ``tensor``, those of the images for ``image``."""
     size_multiple: int = 8
     """``tensor``: height and width must be multiples of this."""
+
+    @property
+    def color(self) -> Literal["gray", "ycbcr"]:
+        """What ``fused`` shows: the luma, or with the visible image's chroma (image graphs only)."""
+        return "ycbcr" if self.io == "image" and len(self.outputs[0].shape) == 4 else "gray"
+
+    @property
+    def channels(self) -> Literal["rgb", "bgr"]:
+        """Order of the colour channels in the visible image, and in ``fused`` if that is coloured."""
+        return "bgr" if self.io == "image" and "BGR" in self.inputs[0].meaning else "rgb"
+
+    @property
+    def gives_luma(self) -> bool:
+        """Whether there is the fused luma beside a coloured image."""
+        return any(spec.name == LUMA_OUTPUT for spec in self.outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, numpy_helper, shape_inference
+from onnxscript import optimizer
 
 from upfusion.runtime.errors import ArtifactError
 from upfusion.runtime.manifest import METADATA_KEY, Manifest
@@ -91,13 +93,10 @@ def read_graph(path: str | Path, size: tuple[int, int] | None = None) -> Graph:
     manifest = _manifest_of(model)
     weights = _lift_weights(model)
     found = _fix_inputs(model, weights, size or (manifest.contract.sizes.optimum if manifest else None), path)
-    try:
-        model = shape_inference.infer_shapes(model, data_prop=True)
-    except shape_inference.InferenceError as error:
-        raise ArtifactError(f"{path}: shapes cannot be inferred: {error}", "export it again") from error
-    tensors = dict(_tensors(model))
+    tensors = _inferred(model, path)
     graph = model.graph
-    tensors |= {value.name: Tensor(tuple(value.dims), _item_bytes(value.data_type)) for value in graph.initializer}
+    if any(name and name not in tensors for node in graph.node for name in node.output):
+        tensors |= _inferred_with_numbers(model, path)
     constants = {value.name for value in graph.initializer} | weights
     nodes = tuple(map(_node, graph.node))
     missing = [name for node in nodes for name in node.outputs if name and name not in tensors]
@@ -113,6 +112,35 @@ def read_graph(path: str | Path, size: tuple[int, int] | None = None) -> Graph:
         precision=manifest.precision if manifest else "unknown",
         rewrites=manifest.rewrites if manifest else (),
     )
+
+
+def _inferred(model: onnx.ModelProto, path: Path) -> dict[str, Tensor]:
+    """Return every tensor whose shape ONNX can tell.
+
+    Raises:
+        ArtifactError: the shapes contradict each other.
+    """
+    try:
+        model = shape_inference.infer_shapes(model, data_prop=True)
+    except shape_inference.InferenceError as error:
+        raise ArtifactError(f"{path}: shapes cannot be inferred: {error}", "export it again") from error
+    constants = {
+        value.name: Tensor(tuple(value.dims), _item_bytes(value.data_type)) for value in model.graph.initializer
+    }
+    return dict(_tensors(model)) | constants
+
+
+def _inferred_with_numbers(model: onnx.ModelProto, path: Path) -> dict[str, Tensor]:
+    """Return the same after the arithmetic on sizes was done: ONNX's inference does not follow divisions.
+
+    The numbers that this arithmetic passes through are counted as one int64 each.
+    """
+    folded = ir.from_proto(model)
+    optimizer.fold_constants(folded, onnx_shape_inference=True)
+    rest: onnx.ModelProto = ir.to_proto(folded)
+    left = {name for node in rest.graph.node for name in node.output}
+    numbers = {name: Tensor((1,), 8) for node in model.graph.node for name in node.output if name and name not in left}
+    return numbers | _inferred(rest, path)
 
 
 def _manifest_of(model: onnx.ModelProto) -> Manifest | None:

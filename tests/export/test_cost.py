@@ -147,3 +147,17 @@ def test_unknown_gpus_are_refused_with_the_known_ones():
     with pytest.raises(InputError) as refused:
         gpu_named("Voodoo 2")
     assert "H200" in refused.value.hint
+
+
+def test_sizes_that_are_divided(tmp_path):
+    """ONNX's shape inference does not follow a division; the arithmetic is done first, its nodes still count."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["height"], start=2, end=3),
+        helper.make_node("Div", ["height", "two"], ["half"]),
+        helper.make_node("Slice", ["x", "zero", "half", "two"], ["y"]),
+    ]
+    numbers = {"two": np.array([2], np.int64), "zero": np.array([0], np.int64)}
+    path = save(tmp_path / "g.onnx", nodes, numbers, ["y"], dynamic=True)
+    graph = read_graph(path, (H, W))
+    assert graph.tensors["y"].shape == (1, C, H // 2, W)
+    assert cost_of(graph).total.nodes == 3

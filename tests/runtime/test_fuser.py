@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from upfusion.runtime import images
 from upfusion.runtime.backends.null import NullBackend
@@ -168,6 +169,24 @@ def test_image_graphs(tmp_path: Path, make: Any, noise: Any, color: str) -> None
             fuser(visible.astype(np.uint16), infrared)
         with pytest.raises(InputError, match="infrared images with one channel"):
             fuser(visible, visible)
+
+
+def test_image_graph_that_gives_the_luma_too(tmp_path: Path, make: Any, noise: Any) -> None:
+    """``gray`` of a coloured graph is its second output, whatever the order of its channels."""
+    contract = make.image_contract("ycbcr")
+    luma = dataclasses.replace(make.image_contract("gray").outputs[0], name="luma")
+    visible, infrared = noise((17, 23, 3)), noise((17, 23), seed=1)
+    bgr = dataclasses.replace(contract.inputs[0], meaning="NHWC, BGR")
+    nodes = [helper.make_node("Identity", ["visible"], ["fused"]), helper.make_node("Identity", ["infrared"], ["luma"])]
+    contract = dataclasses.replace(contract, inputs=(bgr, contract.inputs[1]), outputs=(*contract.outputs, luma))
+    path = make.onnx(tmp_path / "tiny.onnx", contract, nodes=(nodes, []))
+    with load(path, options=make.options) as fuser:
+        assert np.array_equal(fuser(visible, infrared), visible)
+        assert np.array_equal(fuser(visible, infrared, "gray"), infrared)
+        assert np.array_equal(fuser(visible[..., 0], infrared), infrared)
+        assert np.array_equal(fuser(np.stack([visible] * 2), np.stack([infrared] * 2), "gray")[1], infrared)
+        gray = np.repeat(visible[..., :1], 3, axis=2)
+        assert np.array_equal(fuser(gray, infrared), infrared)  # auto: not coloured
 
 
 def test_results_are_the_callers_own(fuser: Fuser, noise: Any) -> None:

@@ -72,7 +72,7 @@ def _export(checkpoint: Path, path: Path, precision: str, bar: Progress) -> tupl
     from upfusion.export.onnx_export import ExportOptions, export_onnx
 
     task = bar.add_task(f"{precision}: reading the checkpoint")
-    options = ExportOptions(precision=precision, sizes=parse_sizes(SIZES))  # type: ignore[arg-type]
+    options = ExportOptions(precision=precision, sizes=parse_sizes(SIZES), io="image")  # type: ignore[arg-type]
     start = time.perf_counter()
     manifest = export_onnx(
         load_checkpoint(checkpoint),

@@ -31,6 +31,18 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16"], typer.Option(help="fp16 keeps statistics and rankings in fp32.")
     ] = "fp32",
+    io: Annotated[
+        Literal["image", "tensor"],
+        typer.Option(help="image: uint8 images as a camera gives them, all else inside; tensor: padded float planes."),
+    ] = "image",
+    channels: Annotated[
+        Literal["rgb", "bgr"] | None,
+        typer.Option(help="Image graphs: colour order of the visible image; default: rgb.", show_default=False),
+    ] = None,
+    color: Annotated[
+        Literal["gray", "ycbcr"] | None,
+        typer.Option(help="Image graphs: return the luma, or (default) the colours too.", show_default=False),
+    ] = None,
     target: Annotated[
         Literal["tensorrt", "cpu"], typer.Option(help="Which exact rewrites: those that pay on a GPU, or on a CPU.")
     ] = "tensorrt",
@@ -59,7 +71,7 @@ def export(
 
     The network is rewritten by exact identities into the form that its target runs best (docstrings of
     upfusion/export/rewrites); the text layers are gone. A graph that differs from the network is not written. The
-    manifest beside the file (and inside it) says what it was made from.
+    manifest beside the file (and inside it) says what it was made from. 16-bit images need --io tensor.
 
     Examples:
 
@@ -67,7 +79,9 @@ def export(
 
       upfusion export UPFusion.pth --text text.npz -o fusion.onnx --dynamic --precision fp16
 
-      upfusion export model.safetensors -o plain.onnx --plain
+      upfusion export model.safetensors -o camera.onnx --channels bgr --batch 2
+
+      upfusion export model.safetensors -o plain.onnx --plain --io tensor
     """
     from upfusion.checkpoint import load_checkpoint
     from upfusion.export.onnx_export import DYNAMIC_SIZES, ExportOptions, export_onnx
@@ -79,10 +93,15 @@ def export(
         raise InputError("--size and --dynamic exclude each other", "give a range instead: --size MIN:OPT:MAX")
     if not size and not dynamic:
         size = "480x640"
+    if io == "tensor" and (channels or color):
+        raise InputError("--channels and --color are for --io image", "choose the colour when you fuse")
     options = ExportOptions(
         precision=precision,
         sizes=parse_sizes(size) if size else DYNAMIC_SIZES,
         batch=batch,
+        io=io,
+        channels=channels or "rgb",
+        color=color or "ycbcr",
         target=target,
         rewrites=chosen_rewrites(target, plain=plain, lean=lean, without=without_rewrite or ()),
         expose_ranks=expose_ranks,
