@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from upfusion.export.cost.gpus import Gpu
@@ -13,7 +13,7 @@ from upfusion.export.cost.graph import Graph, Node
 from upfusion.export.cost.kernels import PRODUCTS, Kernel, bytes_moved, is_view, kernels_of, sources_of
 
 BLOCKS: tuple[tuple[str, str], ...] = (
-    (r"pruning\.trunk", "pruning trunk"),
+    (r"pruning", "channel pruning"),
     (r"encoders_(?:visible|infrared)\.(\d)|encode\.levels\.(\d)", "encoders level {}"),
     (r"perturbations\.(\d)", "perturbation level {}"),
     (r"decoders\.(\d)", "decoder level {}"),
@@ -74,6 +74,12 @@ def cost_of(graph: Graph, gpu: Gpu | None = None) -> GraphCost:
         rewrites=graph.rewrites,
         gpu=gpu.name if gpu else None,
     )
+
+
+def rooflines_of(graph: Graph, gpus: Iterable[Gpu]) -> dict[str, float]:
+    """Return the least time in milliseconds on each GPU, by its name."""
+    kernels, source = kernels_of(graph), sources_of(graph)
+    return {gpu.name: sum(_milliseconds(graph, kernel, gpu, source) for kernel in kernels) for gpu in gpus}
 
 
 def block_of(node: Node) -> str:
