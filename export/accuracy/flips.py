@@ -17,6 +17,8 @@ class Flips:
 
     moved: int
     """Places of the order, or entries of the mask, that differ from the reference's."""
+    tied: int
+    """How many of them the reference decided between equal values: by the habits of its sorting, not by the network."""
     of: int
     first_place: int
     """Rank of the best place that moved (0 is the top); -1 where nothing did, or at a mask."""
@@ -36,14 +38,16 @@ def flips(reference: Tensor, taken: Tensor, values: Tensor) -> Flips:
     differ = reference != taken
     moved = int(differ.sum())
     if reference.dtype == torch.bool:
-        rows = differ.any(-1)
-        margins, first = mask_margins(values, reference)[rows], -1
+        rows, edges = differ.any(-1), mask_margins(values, reference)
+        margins, first = edges[rows], -1
+        tied = int(differ[edges == 0].sum())
     else:
         wide = values.double()
         margins = (wide.gather(1, reference) - wide.gather(1, taken))[differ].abs()
         first = int(differ[0].nonzero()[0]) if moved else -1
+        tied = int((margins == 0).sum())
     ordered = tuple(sorted(margins.tolist(), reverse=True))
-    return Flips(moved=moved, of=reference.numel(), first_place=first, margins=ordered)
+    return Flips(moved=moved, tied=tied, of=reference.numel(), first_place=first, margins=ordered)
 
 
 def all_flips(

@@ -22,7 +22,7 @@ from upfusion.export.accuracy.half_graph import EmulatedGraph, emulate_half
 from upfusion.export.accuracy.levels import Gray, Levels, levels
 from upfusion.export.deploy import DeployNetwork, fix_text
 from upfusion.export.frozen_ranking import frozen_decisions
-from upfusion.model.decisions import decision_points, imposing
+from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.margins import recording_values
 from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
 from upfusion.runtime.fuser import Fuser
@@ -57,9 +57,10 @@ class PairAccuracy:
     together: Levels
     """Against the FP32 network with its own decisions: what a user sees."""
     decisions: Mapping[str, Flips]
-    """By site; empty where the graph decides nothing."""
+    """By site; empty where the graph decides nothing. The reference decides each site after the graph's decisions
+    before it, so that one flip does not count again at every site behind it."""
     tf32: Mapping[str, Flips] | None
-    """The same for the reference with TF32 convolutions; None where it was not run."""
+    """The same for the network with TF32 convolutions in the graph's place; None where it was not run."""
     tf32_together: Levels | None
 
 
@@ -81,9 +82,9 @@ class AccuracyReport:
         return tuple(extreme for extreme in self.extremes if not extreme.held)
 
     def flips(self, *, tf32: bool = False) -> int:
-        """Return how many places and entries moved in all, in the graph or in the TF32 reference."""
+        """Return how many places and entries moved in all but at ties, in the graph or in the TF32 network."""
         found = [pair.tf32 if tf32 else pair.decisions for pair in self.pairs]
-        return sum(flip.moved for pair in found if pair for flip in pair.values())
+        return sum(flip.moved - flip.tied for pair in found if pair for flip in pair.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready figures."""
@@ -107,6 +108,7 @@ class EmulatedBackend:
         graph: EmulatedGraph = emulate_half(model, tuple(decisions))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(
                 graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -179,12 +181,13 @@ def measure(
     results = []
     with Fuser(backend, manifest.contract, name=artifact.name, source=checkpoint.path.name) as fuse:
         for pair in pairs:
-            images = read_pair(pair)
+            first, second = read_pair(pair)
             try:
-                image = fuse(*images, color="gray" if planes else "auto")
+                image = fuse(first, second, color="gray" if planes else "auto")
             except UPFusionError as error:
                 raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
-            results.append(_compared(pair.name, image, images, reference, backend.decisions, frozen, tf32=tf32))
+            truth = truth_of(pair, reference, tf32=tf32)
+            results.append(compared(image, truth, reference, {**frozen, **backend.decisions}))
             done(pair)
     extremes = [Extreme(site=site, largest=largest) for site, largest in backend.largest.items()]
     extremes.sort(key=lambda extreme: extreme.largest, reverse=True)
@@ -204,55 +207,69 @@ class Reference:
         """Run this deploy form, which nothing rewrote."""
         self.deploy = deploy
 
-    def run(self, images: tuple[Any, Any]) -> tuple[Gray, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the 8-bit image, the decisions, and the values behind them."""
-        height, width = images[0].shape[:2]
-        visible, infrared = prepare(*images)
-        with torch.no_grad(), recording_values(self.deploy.network) as values:
-            fused, decisions = self.deploy.with_decisions(torch.from_numpy(visible), torch.from_numpy(infrared))
-        return finish(fused.numpy()[0, 0], height, width), decisions, dict(values)
+    def run(self, images: tuple[Any, Any]) -> tuple[Gray, dict[str, Tensor]]:
+        """Return the 8-bit image and the decisions."""
+        with torch.no_grad():
+            fused, decisions = self.deploy.with_decisions(*map(torch.from_numpy, prepare(*images)))
+        return finish(fused.numpy()[0, 0], *images[0].shape[:2]), decisions
 
-    def imposed(self, images: tuple[Any, Any], decisions: Mapping[str, Tensor]) -> Gray:
-        """Return the 8-bit image that these decisions give in FP32."""
-        with imposing(self.deploy.network, decisions):
-            return self.run(images)[0]
+    def imposed(self, images: tuple[Any, Any], decisions: Mapping[str, Tensor]) -> tuple[Gray, dict[str, Flips]]:
+        """Return the 8-bit image that these decisions give in FP32, and where FP32 would have decided otherwise.
+
+        Each decision is judged after the imposed ones before it.
+        """
+        network = self.deploy.network
+        # The recorder comes before the imposing hooks, so it sees the network's own choice.
+        with recording(network) as own, recording_values(network) as values, imposing(network, decisions):
+            image, _ = self.run(images)
+        return image, all_flips(own, decisions, values)
 
     def tf32(self, images: tuple[Any, Any]) -> tuple[Gray, dict[str, Tensor]]:
         """Return image and decisions of TF32 convolutions."""
         with Tf32Convolutions():
-            image, decisions, _ = self.run(images)
-        return image, decisions
+            return self.run(images)
 
 
-def _compared(
-    name: str,
-    image: NDArray[np.uint8],
-    images: tuple[Any, Any],
-    reference: Reference,
-    taken: Mapping[str, Tensor],
-    frozen: Mapping[str, Tensor],
-    *,
-    tf32: bool,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What a pair looks like in FP32, and in TF32 where that was asked for."""
+
+    name: str
+    images: tuple[Any, Any]
+    fused: Gray
+    tf32_fused: Gray | None
+    tf32: Mapping[str, Flips] | None
+
+
+def truth_of(pair: Pair, reference: Reference, *, tf32: bool) -> Truth:
+    """Run the reference on a pair: once, with TF32 three times."""
+    images = read_pair(pair)
+    fused, _ = reference.run(images)
+    tf32_fused, tf32_flips = None, None
+    if tf32:
+        tf32_fused, decisions = reference.tf32(images)
+        _, tf32_flips = reference.imposed(images, decisions)
+    return Truth(name=pair.name, images=images, fused=fused, tf32_fused=tf32_fused, tf32=tf32_flips)
+
+
+def compared(
+    image: NDArray[np.uint8], truth: Truth, reference: Reference, decisions: Mapping[str, Tensor]
 ) -> PairAccuracy:
-    wanted, decided, values = reference.run(images)
-    decisions = dict(frozen) | dict(taken)
-    found = all_flips(decided, decisions, values)
-    same = not any(flip.moved for flip in found.values())
-    imposed = wanted if same else reference.imposed(images, decisions)
-    tf32_image, tf32_decided = reference.tf32(images) if tf32 else (None, None)
+    """Return the figures of a fused image that came from these decisions."""
+    imposed, found = reference.imposed(truth.images, decisions)
 
     def shown(fused: Gray) -> Gray:
         """Return what a graph that puts the chroma back would show of a fused image; clipping changes its luma."""
-        return fused if image.ndim == 2 else gray(merge_chroma(images[0], fused))
+        return fused if image.ndim == 2 else gray(merge_chroma(truth.images[0], fused))
 
-    got = gray(image)
+    got, wanted = gray(image), shown(truth.fused)
     return PairAccuracy(
-        name=name,
-        numerics=levels(got, shown(imposed), name),
-        together=levels(got, shown(wanted), name),
+        name=truth.name,
+        numerics=levels(got, shown(imposed), truth.name),
+        together=levels(got, wanted, truth.name),
         decisions=found,
-        tf32=None if tf32_decided is None else all_flips(decided, tf32_decided, values),
-        tf32_together=None if tf32_image is None else levels(shown(tf32_image), shown(wanted), name),
+        tf32=truth.tf32,
+        tf32_together=None if truth.tf32_fused is None else levels(shown(truth.tf32_fused), wanted, truth.name),
     )
 
 

@@ -38,8 +38,8 @@ def image_table(report: AccuracyReport) -> Table:
 def decision_table(report: AccuracyReport) -> Table:
     """Return the flips of every site over all pairs, beside those that TF32 makes in the reference."""
     table = Table(
-        "decision", "moved", "of", "first place", "median margin", "largest margin", "TF32 moved", "TF32 largest",
-        title="decisions",
+        "decision", "moved", "at ties", "of", "first place", "median margin", "largest margin", "TF32 moved",
+        "TF32 at ties", "TF32 largest", title="decisions",
     )  # fmt: skip
     for name in report.pairs[0].decisions:
         ours = [pair.decisions[name] for pair in report.pairs]
@@ -47,10 +47,15 @@ def decision_table(report: AccuracyReport) -> Table:
         margins = list(_margins(ours))
         places = [flip.first_place for flip in ours if flip.first_place >= 0]
         table.add_row(
-            name, str(_moved(ours)), str(sum(flip.of for flip in ours)), str(min(places)) if places else "-",
+            name, str(_moved(ours)), str(_tied(ours)), str(sum(flip.of for flip in ours)),
+            str(min(places)) if places else "-",
             f"{statistics.median(margins):.1e}" if margins else "-", f"{max(margins):.1e}" if margins else "-",
-            str(_moved(theirs)) if theirs else "-", f"{max(_margins(theirs), default=0):.1e}" if theirs else "-",
+            str(_moved(theirs)) if theirs else "-", str(_tied(theirs)) if theirs else "-",
+            f"{max(_margins(theirs), default=0):.1e}" if theirs else "-",
         )  # fmt: skip
+    table.caption = (
+        "each site judged after the graph's own decisions before it; at ties FP32 itself chose between equal values"
+    )
     return table
 
 
@@ -75,6 +80,10 @@ def _decibels(found: Levels) -> str:
 
 def _moved(found: Iterable[Flips]) -> int:
     return sum(flip.moved for flip in found)
+
+
+def _tied(found: Iterable[Flips]) -> int:
+    return sum(flip.tied for flip in found)
 
 
 def _margins(found: list[Flips]) -> Iterator[float]:

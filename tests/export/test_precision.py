@@ -282,7 +282,12 @@ def test_flips_have_places_and_margins():
     kept = torch.tensor([[[[True, False, True]]]])
     assert flips(kept, kept, logits).moved == 0
     mask = flips(kept, torch.tensor([[[[True, True, False]]]]), logits)
-    assert (mask.moved, mask.first_place, mask.margins) == (2, -1, (0.25,))
+    assert (mask.moved, mask.tied, mask.first_place, mask.margins) == (2, 0, -1, (0.25,))
+    even = torch.tensor([[0.5, 1.0, 1.0, 0.1]])
+    tied = flips(torch.tensor([[1, 2, 0]]), torch.tensor([[2, 1, 3]]), even)
+    assert (tied.moved, tied.tied) == (3, 2)
+    logits = torch.tensor([[[[3.0, 1.0, 1.0]]]])
+    assert flips(kept, torch.tensor([[[[True, True, False]]]]), logits).tied == 2
 
 
 @pytest.fixture(scope="module")

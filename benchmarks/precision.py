@@ -1,0 +1,244 @@
+"""FP16 with and without a calibration against FP32: numerics, decisions, both together, beside TF32's flips.
+
+python -m benchmarks.precision [--cases shipped full full-ranks] [--size whole | 128x160] [--pairs 3] [--data msrs ...]
+
+``full``, ``full-ranks``, ``reduced`` and ``reduced-ranks`` are the golden recipes of ../shared; ``shipped`` are the
+tiny weights of this package. Measured on test pairs of ../shared/data, whole or their centres. The graphs are the
+exporter's own; half precision is emulated edge by edge on the CPU (``export/accuracy/half_graph.py``), not run on a
+GPU. The calibration uses RoadScene, LLVIP and Harvard training pairs, none of them in a test set. Each pair is added to
+benchmarks/results/precision.json when it is done; what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from benchmarks.machine import machine
+from upfusion.calibration.calibrate import calibrate
+from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from upfusion.cli.sizes import parse_size
+from upfusion.export.accuracy.flips import Flips
+from upfusion.export.accuracy.measure import EmulatedBackend, PairAccuracy, Reference, compared, truth_of
+from upfusion.export.deploy import fix_text
+from upfusion.export.onnx_export import ExportOptions, export_onnx
+from upfusion.model.decisions import decision_points
+from upfusion.runtime.files import replacing
+from upfusion.runtime.fuser import Fuser
+from upfusion.runtime.images import write_image
+from upfusion.runtime.manifest import SizeRange, read_manifest
+from upfusion.runtime.pairs import Pair, find_pairs, read_pair
+from upfusion.text import TextFeatures
+from upfusion.weights import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+RESULT = ROOT / "benchmarks" / "results" / "precision.json"
+FORMS = ("nearest", "calibrated")
+SIZES = SizeRange(minimum=(64, 64), optimum=(96, 128), maximum=(1024, 1280))
+SETS = {
+    "msrs": ("vis", "ir"),
+    "roadscene": ("vis", "ir"),
+    "llvip": ("vis", "ir"),
+    "harvard/pet_mri": ("a", "b"),
+    "harvard/ct_mri": ("a", "b"),
+    "harvard/spect_mri": ("a", "b"),
+}
+CALIBRATION_SETS = {"roadscene": 3, "llvip": 3, "harvard/pet_mri": 1, "harvard/ct_mri": 1}
+"""How many training pairs of each set: eight, as many as a calibration keeps crops of."""
+
+
+def module_at(path: Path) -> Any:
+    """Import a script that lies outside any package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def golden_checkpoint(recipe: str, folder: Path) -> Checkpoint:
+    """Write a golden recipe's network as a checkpoint with its text vector, and load it."""
+    golden = SHARED / "golden"
+    make_weights = module_at(golden / "make_weights.py")
+    network_of = module_at(ROOT / "tests" / "golden" / "golden_adapter.py").network_of
+    settings = make_weights.load_recipe(str(golden / "recipe.json"), recipe)
+    config = json.loads((golden / settings["keys_file"]).read_text())["config"]
+    uniform = make_weights.uniform01(settings["text"], 512)
+    feature = ((2 * uniform - 1) * np.sqrt(3) * 10 / np.sqrt(512)).astype(np.float32)[None]
+    text = TextFeatures(features=feature, prompt="golden", encoder=f"golden recipe {recipe}")
+    path = folder / f"{recipe}.safetensors"
+    network = network_of(make_weights.make_state_dict(settings), config)
+    save_checkpoint(network, path, text=text, provenance={"weights": f"golden recipe {recipe}"})
+    return load_checkpoint(path)
+
+
+def pairs_of(name: str, split: str, count: int) -> list[Pair]:
+    """Return evenly spaced pairs of one data set's split, named after the set."""
+    folder, (first, second) = SHARED / "data" / name, SETS[name]
+    members = set((folder / f"{split}.txt").read_text().split())
+    found = [pair for pair in find_pairs(folder / first, folder / second) if pair.name in members]
+    places = np.unique(np.linspace(0, len(found) - 1, count).round().astype(int))
+    return [Pair(name=f"{name} {found[i].name}", first=found[i].first, second=found[i].second) for i in places]
+
+
+def cropped(pairs: Sequence[Pair], size: tuple[int, int] | None, folder: Path) -> list[Pair]:
+    """Write the centre of each pair and return the new pairs; without a size, the pairs themselves."""
+    if size is None:
+        return list(pairs)
+    folder.mkdir(parents=True)
+    made = []
+    for index, pair in enumerate(pairs):
+        paths = folder / f"{index}_first.png", folder / f"{index}_second.png"
+        for image, path in zip(read_pair(pair), paths, strict=True):
+            top, left = (max(0, side - wanted) // 2 for side, wanted in zip(image.shape, size, strict=False))
+            write_image(path, np.ascontiguousarray(image[top : top + size[0], left : left + size[1]]))
+        made.append(Pair(name=pair.name, first=paths[0], second=paths[1]))
+    return made
+
+
+def flips(found: dict[str, Flips]) -> dict[str, Any]:
+    """Return what moved, by site."""
+    return {
+        name: {"moved": flip.moved, "at_ties": flip.tied, "of": flip.of, "largest_margin": flip.margins[0]}
+        for name, flip in found.items()
+        if flip.moved
+    }
+
+
+def figures(pair: PairAccuracy, backend: EmulatedBackend) -> dict[str, Any]:
+    """Return one form's figures on one pair."""
+    largest = max(backend.largest, key=lambda site: backend.largest[site])
+    return {
+        "numerics": {name: getattr(pair.numerics, name) for name in pair.numerics.__slots__},
+        "together": {name: getattr(pair.together, name) for name in pair.together.__slots__},
+        "flips": sum(flip.moved - flip.tied for flip in pair.decisions.values()),
+        "flips_at_ties": sum(flip.tied for flip in pair.decisions.values()),
+        "decisions": flips(dict(pair.decisions)),
+        "half_edges": len(backend.largest),
+        "largest_value": backend.largest[largest],
+        "largest_edge": largest,
+    }
+
+
+class Case:
+    """One network, exported in every form."""
+
+    def __init__(self, name: str, size: tuple[int, int] | None, folder: Path) -> None:
+        """Calibrate and export."""
+        self.checkpoint = load_checkpoint(TINY) if name == "shipped" else golden_checkpoint(name, folder)
+        assert self.checkpoint.text is not None
+        self.reference = Reference(fix_text(self.checkpoint.model, self.checkpoint.text)[0])
+        real = [pair for member, count in CALIBRATION_SETS.items() for pair in pairs_of(member, "train", count)]
+        start = time.process_time()
+        saved = folder / "calibration.json"
+        calibrate(self.checkpoint, None, cropped(real, size, folder / "train"), size or (480, 640)).write(saved)
+        self.seconds = {"calibrate": round(time.process_time() - start, 1)}
+        self.paths = {}
+        for form in FORMS:
+            start = time.process_time()
+            self.paths[form] = folder / f"{form}.onnx"
+            calibration = saved if form == "calibrated" else None
+            options = ExportOptions(precision="fp16", sizes=SIZES, calibration=calibration)
+            export_onnx(self.checkpoint, self.paths[form], None, options)
+            self.seconds[f"export {form}"] = round(time.process_time() - start, 1)
+
+    def measured(self, pair: Pair) -> dict[str, Any]:
+        """Return all forms' figures on one pair."""
+        truth = truth_of(pair, self.reference, tf32=True)
+        assert truth.tf32 is not None
+        record: dict[str, Any] = {"size": list(truth.images[0].shape[:2])}
+        for form, path in self.paths.items():
+            contract = read_manifest(path).contract
+            backend = EmulatedBackend(onnx.load(path), ["fused"], list(decision_points(self.reference.deploy.network)))
+            with Fuser(backend, contract) as fuse:
+                image = fuse(*truth.images, color="gray")
+            found = compared(image, truth, self.reference, backend.decisions)
+            record[form] = figures(found, backend)
+        assert found.tf32_together is not None
+        record["tf32"] = {
+            "together": {name: getattr(found.tf32_together, name) for name in found.tf32_together.__slots__},
+            "flips": sum(flip.moved - flip.tied for flip in truth.tf32.values()),
+            "flips_at_ties": sum(flip.tied for flip in truth.tf32.values()),
+            "decisions": flips(dict(truth.tf32)),
+        }
+        return record
+
+
+def known() -> dict[str, Any]:
+    """Return what was measured before."""
+    record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    return record
+
+
+def add(case: str, pair: str, figures: dict[str, Any], seconds: dict[str, float]) -> None:
+    """Put one pair's figures into the result file."""
+    record = known()
+    entry = record.setdefault(case, {"pairs": {}})
+    entry |= {
+        "date": datetime.date.today().isoformat(),
+        "command": "python -m benchmarks.precision " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "emulated": "half precision on a CPU, every edge rounded; not run on a GPU",
+        "cpu_seconds": seconds,
+    }
+    entry["pairs"][pair] = figures
+    RESULT.parent.mkdir(exist_ok=True)
+    with replacing(RESULT) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure what is not in the result file yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=["shipped", "full", "full-ranks"])
+    parser.add_argument("--size", default="whole", help="HEIGHTxWIDTH of centre crops, or whole")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of each data set")
+    parser.add_argument("--data", nargs="+", default=["msrs", "roadscene", "harvard/pet_mri"])
+    arguments = parser.parse_args()
+    size = None if arguments.size == "whole" else parse_size(arguments.size)
+    pairs = [pair for name in arguments.data for pair in pairs_of(name, "test", arguments.pairs)]
+    for name in arguments.cases:
+        key = f"{name} {arguments.size}"
+        done = known().get(key, {"pairs": {}})["pairs"]
+        if all(pair.name in done for pair in pairs):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            case = Case(name, size, Path(folder))
+            for pair in cropped(pairs, size, Path(folder) / "test"):
+                if pair.name in done:
+                    continue
+                found = case.measured(pair)
+                add(key, pair.name, found, case.seconds)
+                shown = " ".join(
+                    f"{form}: {found[form]['numerics']['psnr_db']:.2f} dB numerics, "
+                    f"{found[form]['together']['psnr_db']:.2f} dB both, {found[form]['flips']} flips;"
+                    for form in FORMS
+                )
+                tf32 = found["tf32"]
+                print(f"{key} {pair.name} {shown} TF32: {tf32['together']['psnr_db']:.2f} dB, {tf32['flips']} flips")
+
+
+if __name__ == "__main__":
+    main()
