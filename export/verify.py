@@ -125,7 +125,7 @@ def compare_artifacts(
     for pair in pairs:
         images = read_pair(pair)
         try:
-            fused = [fuse(*images, color="gray") for fuse in (first, second)]
+            fused = [fuse(images[0], images[1], color="gray") for fuse in (first, second)]
         except UPFusionError as error:
             raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
         differences.append(difference(fused[0], fused[1], pair.name))

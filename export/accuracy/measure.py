@@ -24,6 +24,7 @@ from upfusion.export.deploy import DeployNetwork, fix_text
 from upfusion.export.frozen_ranking import frozen_decisions
 from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.margins import recording_values
+from upfusion.runtime.backends.base import Backend
 from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import finish, luma, merge_chroma, prepare
@@ -137,22 +138,47 @@ class EmulatedBackend:
         del self.session
 
 
+class ExposedBackend:
+    """Any backend, with the decisions among its outputs kept; see ``--expose-ranks``."""
+
+    def __init__(self, backend: Backend, decisions: Sequence[str]) -> None:
+        """Take over a backend."""
+        self.device = backend.device
+        self.decisions: dict[str, Tensor] = {}
+        self.largest: dict[str, float] = {}
+        self._backend = backend
+        self._names = decisions
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return all outputs."""
+        got = self._backend.run(inputs)
+        self.decisions = {name: torch.from_numpy(np.array(got[name])) for name in self._names if name in got}
+        return got
+
+    def close(self) -> None:
+        """Close the backend."""
+        self._backend.close()
+
+
 def measure(
     artifact: str | Path,
     checkpoint: Checkpoint,
     text: TextFeatures | None,
     pairs: Sequence[Pair],
     *,
+    backend: Backend | None = None,
     tf32: bool = True,
     done: Callable[[Pair], None] = lambda pair: None,
 ) -> AccuracyReport:
-    """Return how an ONNX artifact differs from the FP32 network it was exported from.
+    """Return how an artifact differs from the FP32 network it was exported from.
 
     Args:
-        artifact: an ``.onnx`` file with its manifest; FP16 edges are emulated.
+        artifact: an ``.onnx`` file or an engine, with its manifest.
         checkpoint: the network.
         text: the prompt's feature; None takes what the checkpoint carries.
         pairs: real pairs of sizes that the artifact takes.
+        backend: what runs the artifact; closed in the end. None, for ``.onnx`` files only, emulates half edges on the
+            CPU. The decisions of any other backend are known if the graph was exported with ``--expose-ranks``.
         tf32: also run the reference with TF32 convolutions, for its flips.
         done: called after each pair.
 
@@ -176,10 +202,15 @@ def measure(
     reference = Reference(fix_text(checkpoint.model, text)[0])
     frozen = frozen_decisions(manifest.calibration.get("frozen", {}))
     outputs = [spec.name for spec in manifest.contract.outputs]
-    backend = EmulatedBackend(onnx.load(artifact), outputs[:1], list(decision_points(reference.deploy.network)))
+    points = list(decision_points(reference.deploy.network))
+    watched: EmulatedBackend | ExposedBackend
+    if backend is None:
+        watched = EmulatedBackend(onnx.load(artifact), outputs[:1], points)
+    else:
+        watched = ExposedBackend(backend, points)
     planes = manifest.contract.io == "tensor"
     results = []
-    with Fuser(backend, manifest.contract, name=artifact.name, source=checkpoint.path.name) as fuse:
+    with Fuser(watched, manifest.contract, name=artifact.name, source=checkpoint.path.name) as fuse:
         for pair in pairs:
             first, second = read_pair(pair)
             try:
@@ -187,9 +218,9 @@ def measure(
             except UPFusionError as error:
                 raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
             truth = truth_of(pair, reference, tf32=tf32)
-            results.append(compared(image, truth, reference, {**frozen, **backend.decisions}))
+            results.append(compared(image, truth, reference, {**frozen, **watched.decisions}))
             done(pair)
-    extremes = [Extreme(site=site, largest=largest) for site, largest in backend.largest.items()]
+    extremes = [Extreme(site=site, largest=largest) for site, largest in watched.largest.items()]
     extremes.sort(key=lambda extreme: extreme.largest, reverse=True)
     return AccuracyReport(
         artifact=artifact.name,

@@ -62,7 +62,7 @@ def decision_table(report: AccuracyReport) -> Table:
 def range_line(report: AccuracyReport) -> str:
     """Return one sentence on values that half could not hold."""
     if not report.edges:
-        return "no edge of the graph is half"
+        return "no half edge to look at: the artifact has none, or an engine hides them"
     largest = report.extremes[0]
     if report.saturated:
         names = ", ".join(extreme.site for extreme in report.saturated[:SHOWN])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic
 from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from upfusion.cli.app import app
 from upfusion.export.accuracy.flips import flips
 from upfusion.export.accuracy.measure import measure
 from upfusion.export.accuracy.table import decision_table, image_table, range_line
@@ -27,6 +30,7 @@ from upfusion.export.rewrites import DEFAULTS, apply_rewrites
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import imposing
 from upfusion.model.layers import ChannelAttention, GatedFeedForward
+from upfusion.runtime.artifact import open_backend
 from upfusion.runtime.calibration_file import (
     Calibration,
     CalibrationPair,
@@ -374,3 +378,41 @@ def test_foreign_calibrations_and_checkpoints_are_refused(
         dataclasses.replace(options, precision="fp32")
     with pytest.raises(InputError, match="needs the decisions of a calibration"):
         dataclasses.replace(options, calibration=None, ranking="frozen")
+
+
+def test_verify_tells_numerics_from_decisions(
+    exported: Callable[[ExportOptions], Path], small_checkpoint: Checkpoint, saved: Path, pair: Pair
+):
+    half = exported(ExportOptions(sizes=FIXED, precision="fp16", calibration=saved))
+    data = ["--data", str(pair.first), str(pair.second), "--json"]
+    result = CliRunner().invoke(app, ["verify", str(half), str(small_checkpoint.path), *data, "--psnr", "20"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    measured = measure(half, small_checkpoint, None, [pair])
+    assert found["flips"] == measured.flips()
+    assert found["tf32_flips"] == measured.flips(tf32=True)
+    assert found["saturated"] == []
+    (one,) = found["accuracy"]["pairs"]
+    assert one["numerics"]["psnr_db"] == measured.pairs[0].numerics.psnr_db
+    assert one["together"]["psnr_db"] == measured.pairs[0].together.psnr_db
+    for what in ("numerics", "decisions", "range", "together"):
+        assert f"{what} " in result.stderr
+    result = CliRunner().invoke(app, ["verify", str(small_checkpoint.path), str(half), *data, "--psnr", "90"])
+    assert result.exit_code == 1
+    # FP32 beside an FP32 graph: the images alone.
+    graph = exported(ExportOptions(sizes=FIXED))
+    result = CliRunner().invoke(app, ["verify", str(graph), str(small_checkpoint.path), *data, "--tolerance", "255"])
+    assert result.exit_code == 0
+    assert "accuracy" not in json.loads(result.stdout)
+
+
+def test_a_backend_that_exposes_its_decisions_is_measured(
+    exported: Callable[[ExportOptions], Path], small_checkpoint: Checkpoint, pair: Pair
+):
+    shown, hidden = exported(ExportOptions(sizes=FIXED, expose_ranks=True)), exported(ExportOptions(sizes=FIXED))
+    report = measure(shown, small_checkpoint, None, [pair], backend=open_backend(shown, "cpu", None)[0], tf32=False)
+    assert len(report.pairs[0].decisions) == 9
+    # Same decisions, FP32 on both sides: the image agrees to the level.
+    assert report.pairs[0].numerics.max_levels <= 1
+    report = measure(hidden, small_checkpoint, None, [pair], backend=open_backend(hidden, "cpu", None)[0], tf32=False)
+    assert report.pairs[0].decisions == {}

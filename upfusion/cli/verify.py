@@ -1,17 +1,24 @@
-"""``upfusion verify``: prove that two artifacts make the same image."""
+"""``upfusion verify``: prove that two artifacts make the same image, or say where and why they do not."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from upfusion.cli.console import check_line, console, print_json, progress_bar
+from upfusion.cli.console import check_line, console, print_json, progress_bar, spinner
+
+if TYPE_CHECKING:
+    from upfusion.runtime.pairs import Pair
 
 DIFFERENT = 1
-"""Exit code when the artifacts differ by more than the tolerance."""
+"""Exit code when the artifacts differ by more than the limit."""
+LEVELS = 1.0
+"""Limit of the largest difference where both artifacts are FP32, in 8-bit levels."""
+HALF_DB = 45.0
+"""Limit of the PSNR on every pair where one is half precision."""
 
 
 def verify(
@@ -20,27 +27,223 @@ def verify(
     data: Annotated[
         tuple[Path, Path], typer.Option(metavar="VIS IR", help="Two image files, or two folders matched by name.")
     ],
-    tolerance: Annotated[float, typer.Option(help="Largest difference allowed, in 8-bit levels.")] = 1.0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest difference allowed, in 8-bit levels; 1 where both are FP32.", show_default=False),
+    ] = None,
     psnr: Annotated[
-        float | None, typer.Option(help="Judge by this PSNR in dB instead (worst pair).", show_default=False)
+        float | None,
+        typer.Option(help="Judge by this PSNR in dB instead (worst pair); 45 for FP16.", show_default=False),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N pairs only.", show_default=False)] = None,
     text: Annotated[Path | None, typer.Option(help="Text feature for checkpoints.", show_default=False)] = None,
+    tf32: Annotated[
+        bool, typer.Option(help="FP16 against a checkpoint: also run the checkpoint in TF32, three passes a pair.")
+    ] = True,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare two ONNX files block by block, on the first pair.")
+    ] = False,
+    layers_on: Annotated[
+        Literal["onnxruntime", "tensorrt"], typer.Option(help="What runs the first file's layers.")
+    ] = "onnxruntime",
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:
     """Fuse the same pairs with two artifacts and compare the 8-bit images.
 
-    Exit code 0 when they agree, 1 when they differ by more than the tolerance, 2 on errors.
+    An FP16 artifact against its checkpoint is taken apart: numerics (the FP32 network computes with the artifact's
+    decisions), decisions (which ranks and mask entries fell the other way, and how close they were, beside those that
+    TF32 arithmetic moves), both together, and values that half could not hold. An FP16 ONNX file is emulated on the
+    CPU, every edge rounded to half; an engine must have been exported with --expose-ranks for its decisions to show.
 
-    Example: upfusion verify fusion.onnx model.safetensors --data vis/ ir/
+    With --layers, two ONNX files are compared block by block, and the first that parts is marked.
+
+    Exit code 0 when they agree, 1 when they differ by more than the limit, 2 on errors.
+
+    Examples:
+
+      upfusion verify fusion.onnx model.safetensors --data vis/ ir/
+
+      upfusion verify half.onnx fusion.onnx --data vis/a.png ir/a.png --layers
     """
+    from upfusion.runtime.pairs import find_pairs
+
+    pairs = find_pairs(*data)[:limit]
+    if layers:
+        _verify_layers(artifact, reference, pairs[0], layers_on, json=json)
+    elif (sides := _half_and_checkpoint(artifact, reference)) is not None:
+        _verify_half(*sides, pairs, text, tolerance, psnr, tf32=tf32, json=json)
+    else:
+        _verify_images(artifact, reference, pairs, text, tolerance, psnr, json=json)
+
+
+def _half_and_checkpoint(artifact: Path, reference: Path) -> tuple[Path, Path] | None:
+    """Return the FP16 artifact and its checkpoint, whichever way round they were named; None for other pairs.
+
+    An FP32 graph of the same weights stands for the checkpoint if that lies beside it: a graph cannot be told which
+    decisions to compute with.
+    """
+    from upfusion.runtime.artifact import CHECKPOINT_SUFFIXES
+    from upfusion.runtime.files import sha256_of
+    from upfusion.runtime.manifest import manifest_path, read_manifest
+
+    for half, other in ((artifact, reference), (reference, artifact)):
+        if not manifest_path(half).is_file() or (manifest := read_manifest(half)).precision != "fp16":
+            continue
+        if other.suffix.lower() in CHECKPOINT_SUFFIXES:
+            return half, other
+        for folder in dict.fromkeys((other.parent, half.parent)):
+            beside = folder / manifest.source.name
+            if beside.is_file() and sha256_of(beside) == manifest.source.sha256:
+                return half, beside
+        console.print(f"numerics and decisions cannot be told apart without {manifest.source.name} beside {other.name}")
+    return None
+
+
+def _verify_half(
+    half: Path,
+    checkpoint: Path,
+    pairs: list[Pair],
+    text: Path | None,
+    tolerance: float | None,
+    psnr: float | None,
+    *,
+    tf32: bool,
+    json: bool,
+) -> None:
+    """Report numerics, decisions and both together; exit with 1 beyond the limit or where half overflows."""
+    from upfusion.checkpoint import load_checkpoint
+    from upfusion.export.accuracy.measure import measure
+    from upfusion.export.accuracy.table import decision_table, image_table, range_line
+    from upfusion.runtime.artifact import open_backend
+    from upfusion.text import load_text
+
+    with progress_bar() as bar:
+        task = bar.add_task("comparing", total=len(pairs))
+        backend = None if half.suffix == ".onnx" else open_backend(half, "auto", None)[0]
+        report = measure(
+            half,
+            load_checkpoint(checkpoint),
+            load_text(text) if text else None,
+            pairs,
+            backend=backend,
+            tf32=tf32,
+            done=lambda pair: bar.advance(task),
+        )
+    if psnr is None and tolerance is None:
+        psnr = HALF_DB
+    worst = min(report.pairs, key=lambda pair: _decibels(pair.together.psnr_db))
+    levels = max(pair.together.max_levels for pair in report.pairs)
+    near = _decibels(worst.together.psnr_db) >= psnr if psnr is not None else levels <= (tolerance or 0.0)
+    good = near and not report.saturated
+    known = any(pair.decisions for pair in report.pairs)
+    if json:
+        print_json(
+            {
+                "artifact": str(half),
+                "reference": str(checkpoint),
+                "agree": good,
+                "limits": {"psnr_db": psnr} if psnr is not None else {"tolerance_levels": tolerance},
+                "emulated": backend is None,
+                "max_levels": levels,
+                "worst_pair": worst.name,
+                "flips": report.flips() if known else None,
+                "tf32_flips": report.flips(tf32=True) if tf32 else None,
+                "saturated": [extreme.site for extreme in report.saturated],
+                "accuracy": report.to_dict(),
+            }
+        )
+    else:
+        console.print(image_table(report))
+        if known:
+            console.print(decision_table(report))
+    numerics = min((pair.numerics for pair in report.pairs), key=lambda found: _decibels(found.psnr_db))
+    where = "emulated on the CPU" if backend is None else f"on {backend.device}"
+    if known:
+        over = max(pair.numerics.share_over_two for pair in report.pairs)
+        check_line(
+            True,
+            "numerics",
+            f"worst pair {_shown(numerics.psnr_db)}, up to {over:.2%} of its pixels over 2 levels, {where}",
+        )
+        beside = f", TF32 moves {report.flips(tf32=True)}" if tf32 else ""
+        check_line(True, "decisions", f"{report.flips()} moved on {len(report.pairs)} pairs{beside}; ties left out")
+    else:
+        check_line(True, "decisions", "the artifact does not show them: export with --expose-ranks")
+    check_line(not report.saturated, "range", range_line(report))
+    asked = f"limit {psnr:g} dB" if psnr is not None else f"limit {tolerance:g} levels"
+    check_line(
+        near, "together", f"worst pair {worst.name}: {_shown(worst.together.psnr_db)}, max |Δ| {levels} ({asked})"
+    )
+    if not good:
+        raise typer.Exit(DIFFERENT)
+
+
+def _verify_layers(
+    artifact: Path, reference: Path, pair: Pair, where: Literal["onnxruntime", "tensorrt"], *, json: bool
+) -> None:
+    """Print every block's difference; exit with 1 where the graphs part."""
+    import dataclasses
+
+    from rich.table import Table
+
+    from upfusion.export.layers import compare_layers, first_parting
+
+    with spinner() as bar:
+        bar.add_task("running both graphs")
+        blocks = compare_layers(artifact, reference, pair, where)
+    parting = first_parting(blocks)
+    if json:
+        print_json(
+            {
+                "artifact": str(artifact),
+                "reference": str(reference),
+                "pair": pair.name,
+                "first_parting": parting.name if parting else None,
+                "blocks": [dataclasses.asdict(block) for block in blocks],
+            }
+        )
+    else:
+        table = Table("block", "largest value", "max |Δ|", "mean |Δ|", "of the largest", "limit", "ranks moved")
+        for block in blocks:
+            share = block.max_difference / block.largest if block.largest else math.nan
+            mark = " ← the graphs part here" if block is parting else ""
+            table.add_row(
+                block.name + mark,
+                f"{block.largest:.3g}",
+                f"{block.max_difference:.2e}",
+                f"{block.mean_difference:.2e}",
+                f"{share:.2e}",
+                f"{block.tolerance:.2e}",
+                str(block.moved) if block.moved else "-",
+                style=None if block.agrees else "red",
+            )
+        console.print(table)
+    if parting is None:
+        check_line(True, "layers", f"all {len(blocks)} blocks agree on {pair.name}")
+        return
+    cause = f"; {parting.moved} ranks moved there" if parting.moved else ""
+    check_line(False, "layers", f"{artifact.name} and {reference.name} part at {parting.name} on {pair.name}{cause}")
+    raise typer.Exit(DIFFERENT)
+
+
+def _verify_images(
+    artifact: Path,
+    reference: Path,
+    pairs: list[Pair],
+    text: Path | None,
+    tolerance: float | None,
+    psnr: float | None,
+    *,
+    json: bool,
+) -> None:
+    """Compare the 8-bit images alone; exit with 1 beyond the limit."""
     from rich.table import Table
 
     from upfusion.cli.artifacts import open_fuser
     from upfusion.export.verify import compare_artifacts
-    from upfusion.runtime.pairs import find_pairs
 
-    pairs = find_pairs(*data)[:limit]
+    if tolerance is None:
+        tolerance = LEVELS
     with open_fuser(artifact, text=text) as first, open_fuser(reference, text=text) as second, progress_bar() as bar:
         task = bar.add_task("comparing", total=len(pairs))
         result = compare_artifacts(first, second, pairs, done=lambda pair: bar.advance(task))
@@ -54,12 +257,11 @@ def verify(
     else:
         table = Table("pair", "max |Δ|", "mean |Δ|", "PSNR dB", "SSIM", "pixels off")
         for row in sorted(result.pairs, key=lambda pair: pair.psnr_db)[:10]:
-            decibels = "equal" if math.isinf(row.psnr_db) else f"{row.psnr_db:.2f}"
             table.add_row(
                 row.name,
                 str(row.max_levels),
                 f"{row.mean_levels:.4f}",
-                decibels,
+                "equal" if math.isinf(row.psnr_db) else f"{row.psnr_db:.2f}",
                 f"{row.ssim:.6f}",
                 f"{row.share_off:.3%}",
             )
@@ -67,7 +269,7 @@ def verify(
         if len(result.pairs) > 10:
             console.print(f"the worst 10 of {len(result.pairs)} pairs")
     asked = f"limit {tolerance:g} levels" if psnr is None else f"limit {psnr:g} dB"
-    decibels = "equal" if math.isinf(worst.psnr_db) else f"{worst.psnr_db:.2f} dB"
+    decibels = _shown(None if math.isinf(worst.psnr_db) else worst.psnr_db)
     check_line(
         good,
         "verify",
@@ -75,3 +277,12 @@ def verify(
     )
     if not good:
         raise typer.Exit(DIFFERENT)
+
+
+def _decibels(psnr_db: float | None) -> float:
+    """Return a PSNR that compares: infinite where the images are equal."""
+    return math.inf if psnr_db is None else psnr_db
+
+
+def _shown(psnr_db: float | None) -> str:
+    return "equal" if psnr_db is None else f"{psnr_db:.2f} dB"
