@@ -63,7 +63,9 @@ class BlockDifference:
 
 
 def compare_layers(artifact: Path, reference: Path, pair: Pair, where: Where = "onnxruntime") -> list[BlockDifference]:
-    """Return every residual block's difference between two graphs of one network, and the image's, in graph order.
+    """Return every residual block's difference between two graphs of one network, in graph order.
+
+    Of graphs that take planes also the image's.
 
     Both run through Polygraphy. In ONNX Runtime, half edges are rounded as a GPU stores them
     (``export.accuracy.half_graph``).
@@ -76,7 +78,7 @@ def compare_layers(artifact: Path, reference: Path, pair: Pair, where: Where = "
 
     Raises:
         ArtifactError: not an ONNX file of ours, or other weights, or graphs that note no modules.
-        InputError: the graphs take images, or not this size.
+        InputError: a graph does not take this pair, or takes several at a time.
         MissingDependencyError: Polygraphy or TensorRT is not installed.
     """
     try:
@@ -91,14 +93,16 @@ def compare_layers(artifact: Path, reference: Path, pair: Pair, where: Where = "
             f"{manifests[0].source.name} and {manifests[1].source.name}",
             "export both from one checkpoint",
         )
-    feed = _feed(pair, manifests, (artifact, reference))
+    feeds = [_feed(pair, manifest, path) for manifest, path in zip(manifests, (artifact, reference), strict=True)]
     marked = [mark_blocks(onnx.load(path)) for path in (artifact, reference)]
     common = _outputs(marked[0]) - set(ORDERS.values())
+    if any(manifest.contract.io == "image" for manifest in manifests):
+        common.discard(manifests[1].contract.outputs[0].name)  # bytes, whose differences wrap around
     names = [output.name for output in marked[1].graph.output if output.name in common]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         runners = (_runner(marked[0], artifact.name, where), _runner(marked[1], reference.name, "onnxruntime"))
-        results = Comparator.run([runners[0]], data_loader=[feed])
-        results.extend(Comparator.run([runners[1]], data_loader=[feed]))
+        results = Comparator.run([runners[0]], data_loader=feeds[:1])
+        results.extend(Comparator.run([runners[1]], data_loader=feeds[1:]))
         wanted = results[1][1][0]
         share = TOLERANCES["fp16" if "fp16" in {manifest.precision for manifest in manifests} else "fp32"]
         largest = {name: float(np.abs(wanted[name]).max()) for name in names}
@@ -175,26 +179,28 @@ def _manifest_of(path: Path) -> Manifest:
     return read_manifest(path)
 
 
-def _feed(pair: Pair, manifests: list[Manifest], paths: tuple[Path, Path]) -> dict[str, NDArray[np.float32]]:
-    """Return the pair as both graphs take it."""
-    visible, infrared = prepare(*read_pair(pair))
-    for manifest, path in zip(manifests, paths, strict=True):
-        contract = manifest.contract
-        if contract.io != "tensor" or contract.batch != 1:
-            raise InputError(
-                f"{path.name} takes {contract.io}s in batches of {contract.batch}; layers are compared on float "
-                "planes, one pair at a time",
-                "export it with --io tensor and --batch 1 for this",
-            )
-        height, width = visible.shape[2:]
-        if not contract.sizes.holds(height, width):
-            raise InputError(
-                f"pair {pair.name} is {height}x{width} with its padding, {path.name} takes "
-                f"{contract.sizes.minimum} to {contract.sizes.maximum}",
-                "name a pair of a size that both take",
-            )
-    names = [spec.name for spec in manifests[0].contract.inputs]
-    return dict(zip(names, (visible, infrared), strict=True))
+def _feed(pair: Pair, manifest: Manifest, path: Path) -> dict[str, NDArray[Any]]:
+    """Return the pair as a graph takes it."""
+    contract, images = manifest.contract, read_pair(pair)
+    visible, infrared = prepare(*images)
+    height, width = visible.shape[2:] if contract.io == "tensor" else images[0].shape[:2]
+    if contract.batch != 1:
+        raise InputError(f"{path.name} takes {contract.batch} pairs at a time", "export it with --batch 1 for this")
+    if not contract.sizes.holds(height, width):
+        raise InputError(
+            f"pair {pair.name} is {height}x{width}, {path.name} takes {contract.sizes.minimum} to "
+            f"{contract.sizes.maximum}",
+            "name a pair of a size that both take",
+        )
+    if contract.io == "image":
+        first, second = images
+        if first.dtype != np.uint8 or second.dtype != np.uint8 or second.ndim != 2:
+            raise InputError(f"{path.name} takes 8-bit images, the infrared one gray", "name another pair")
+        coloured = first if first.ndim == 3 else np.repeat(first[..., None], 3, axis=2)
+        if "BGR" in contract.inputs[0].meaning:
+            coloured = coloured[..., ::-1]
+        visible, infrared = np.ascontiguousarray(coloured)[None], second[None]
+    return {spec.name: value for spec, value in zip(contract.inputs, (visible, infrared), strict=True)}
 
 
 def _runner(model: onnx.ModelProto, name: str, where: Where) -> BaseRunner:

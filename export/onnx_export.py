@@ -253,7 +253,10 @@ def half_precision(deploy: DeployNetwork, calibration: Calibration | None, contr
 
 def synthetic_crop(contract: Contract) -> tuple[Tensor, Tensor]:
     """Return a corner of the synthetic pair that is small enough to be run at once."""
-    height, width = SAMPLE_SIZE
+    height, width = (
+        max(SIZE_MULTIPLE, min(side, most) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        for side, most in zip(contract.sizes.optimum, SAMPLE_SIZE, strict=True)
+    )
     visible, infrared = (torch.from_numpy(plane)[:1, :, :height, :width] for plane in synthetic_pair(contract))
     return visible, infrared
 

@@ -53,13 +53,19 @@ def damaged(path: Path, folder: Path, block: str) -> Path:
     return made
 
 
-def test_rewritten_and_plain_graphs_have_the_same_blocks(graphs: tuple[Path, Path], pair: Pair):
+def test_graphs_in_every_form_have_the_same_blocks(
+    exported: Callable[[ExportOptions], Path], graphs: tuple[Path, Path], pair: Pair
+):
     rewritten, plain = graphs
     blocks = compare_layers(rewritten, plain, pair)
     names = [block.name for block in blocks]
     assert names[0] == "encoders.0.0"
     assert names[-1] == "fused"
     assert {f"perturbations.{level}" for level in range(4)} < set(names)
+    named = exported(ExportOptions(sizes=FIXED, io="image"))
+    bytewise = compare_layers(named, rewritten, pair)
+    assert [block.name for block in bytewise] == names[:-1]
+    assert first_parting(bytewise) is None  # the same rewrites, and edges that agree to the bit
     parting = first_parting(blocks)
     # Random weights rank near ties, so the two may part where channels are ranked, and nowhere else.
     assert parting is None or (parting.name.startswith("perturbations") and parting.moved)
