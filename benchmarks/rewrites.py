@@ -34,7 +34,7 @@ from upfusion.export import deploy as deploy_module
 from upfusion.export.cost import cost_of, gpu_named, read_graph
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
 from upfusion.export.onnx_export import ExportOptions, WithDecisions, contract_of, graph_of
-from upfusion.export.rewrites import DEFAULTS, LEAN, apply_rewrites
+from upfusion.export.rewrites import DEFAULTS, apply_rewrites, chosen_rewrites
 from upfusion.model import FusionNetwork, pruning
 from upfusion.model.layers import LayerNorm2d, widen
 from upfusion.runtime.files import replacing
@@ -45,7 +45,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "paper": (),
     "plain": (),
     "tensorrt": DEFAULTS["tensorrt"],
-    "lean": (*DEFAULTS["tensorrt"], *LEAN),
+    "lean": chosen_rewrites("tensorrt", lean=True),
     "cpu": DEFAULTS["cpu"],
 }
 

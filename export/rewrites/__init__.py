@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 from upfusion.export.deploy import DeployNetwork
+from upfusion.export.rewrites.band_gram import band_gram
 from upfusion.export.rewrites.fold_front_end import fold_front_end
 from upfusion.export.rewrites.fold_layer_norm import fold_layer_norm
 from upfusion.export.rewrites.fold_norm_scale import fold_norm_scale
@@ -41,6 +42,7 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_front_end,
     fold_trunk_scales,
     normalize_gram,
+    band_gram,
     merge_attention_output,
     fold_norm_scale,
     pad_hidden,
@@ -54,18 +56,21 @@ REWRITES: tuple[Rewrite, ...] = (
 
 NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
 
+LEAN = ("group_feed_forward", "split_qkv", "band_gram")
+"""What ``--lean`` adds: less memory, more passes."""
+
+LEAN_WITHOUT = ("pair_encoders",)
+"""What ``--lean`` leaves out: both streams of a level would live at once."""
+
 DEFAULTS: Mapping[Target, tuple[str, ...]] = {
-    "tensorrt": tuple(name for name in NAMES if name not in ("group_feed_forward", "split_qkv", "fold_layer_norm")),
-    "cpu": tuple(name for name in NAMES if name not in ("group_feed_forward", "split_qkv")),
+    "tensorrt": tuple(name for name in NAMES if name not in (*LEAN, "fold_layer_norm")),
+    "cpu": tuple(name for name in NAMES if name not in LEAN),
 }
 """What is on without further words.
 
-``tensorrt`` was chosen by node counts and counted bytes (``benchmarks/rewrites.py``); neither set was timed on a GPU,
-and ``cpu`` was not timed yet.
+``tensorrt`` was chosen by node counts, counted bytes and TensorRT-RTX's activation memory (``benchmarks/rewrites.py``),
+not timed on a GPU; ``cpu`` was timed beside the plain export (``benchmarks/latency.py``).
 """
-
-LEAN = ("group_feed_forward", "split_qkv")
-"""What ``--lean`` adds: less memory, more passes."""
 
 
 def chosen_rewrites(
@@ -76,7 +81,7 @@ def chosen_rewrites(
     Args:
         target: where the graph shall run.
         plain: none at all.
-        lean: add those that save memory.
+        lean: the set that saves memory.
         without: names to leave out of the set.
 
     Raises:
@@ -88,7 +93,7 @@ def chosen_rewrites(
                 "--plain applies no rewrite, so --lean and --without-rewrite say nothing", "leave out one of them"
             )
         return ()
-    chosen = {*DEFAULTS[target], *(LEAN if lean else ())}
+    chosen = {*DEFAULTS[target], *LEAN} - {*LEAN_WITHOUT} if lean else {*DEFAULTS[target]}
     if unknown := sorted(set(without) - chosen):
         raise InputError(
             f"no rewrite of the set for {target} is called {', '.join(unknown)}",

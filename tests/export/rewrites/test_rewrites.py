@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from upfusion.export.deploy import fix_text, use_half_maps
-from upfusion.export.rewrites import DEFAULTS, LEAN, NAMES, apply_rewrites
+from upfusion.export.rewrites import DEFAULTS, NAMES, apply_rewrites, chosen_rewrites
 from upfusion.runtime.errors import InputError
 from upfusion.text import TextFeatures
 
-SETS = {"tensorrt": DEFAULTS["tensorrt"], "cpu": DEFAULTS["cpu"], "lean": (*DEFAULTS["tensorrt"], *LEAN), "all": NAMES}
+SETS = {
+    "tensorrt": DEFAULTS["tensorrt"],
+    "cpu": DEFAULTS["cpu"],
+    "lean": chosen_rewrites("tensorrt", lean=True),
+    "all": NAMES,
+}
 
 
 @pytest.mark.parametrize("name", SETS)
