@@ -111,28 +111,27 @@ def test_help_teaches(run: Any) -> None:
         assert words in text
 
 
-COMMAND = "import typer; from upfusion.cli.fuse import fuse; app = typer.Typer(); app.command()(fuse); app()"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
-def test_ctrl_c_leaves_a_playable_video(tmp_path: Path, run: Any) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for another process")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_a_playable_video(tmp_path: Path, run: Any, name: str) -> None:
     """A real signal to a real process, in the middle of a video that takes much longer."""
+    number = getattr(signal, name)
     cv2 = pytest.importorskip("cv2")
-    for name in ("v.avi", "i.avi"):
-        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
-        for number in range(4_000):
-            writer.write(np.full((48, 64, 3), number % 200, np.uint8))
+    for video in ("v.avi", "i.avi"):
+        writer = cv2.VideoWriter(str(tmp_path / video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+        for frame in range(4_000):
+            writer.write(np.full((48, 64, 3), frame % 200, np.uint8))
         writer.release()
-    arguments = ["v.avi", "i.avi", "-m", "tiny.onnx", "-o", "fused.avi", "--json"]
+    arguments = ["fuse", "v.avi", "i.avi", "-m", "tiny.onnx", "-o", "fused.avi", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "upfusion", *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until frames reach the file
         if any(path.stat().st_size > 6_000 for path in tmp_path.glob(".partial*.avi")):
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     record = json.loads(stdout)

@@ -12,6 +12,7 @@ import typer
 
 from upfusion import __version__
 from upfusion.cli.console import console, print_error
+from upfusion.cli.stopping import stop_as_by_ctrl_c
 from upfusion.runtime.errors import UPFusionError
 
 # Verb -> "module:function", in the order that --help shows. The modules import heavy libraries inside the functions.
@@ -34,7 +35,7 @@ VERBS = {
 GROUPS = {"data": "upfusion.cli.data:app"}
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C or SIGTERM, as shells have it for the former."""
 
 app = typer.Typer(
     name="upfusion",
@@ -84,6 +85,7 @@ def main() -> None:
     # Huge pages for PyTorch's maps, read at its first allocation: without them a base-size pass at 480x640 spends
     # as long in page faults as in arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    stop_as_by_ctrl_c()
     try:
         app()
     except UPFusionError as error:

@@ -116,7 +116,7 @@ def _start(request: RunRequest) -> tuple[FusionNetwork | None, TextFeatures]:
     else:
         raise InputError(
             "the channel order depends on a text feature, and none was given",
-            'make one with: upfusion text "PROMPT" -o text.npz and pass --text text.npz; '
+            'make one with: upfusion text "PROMPT" -o text.npz, then pass --text text.npz; '
             "where CLIP is out of reach, --stand-in-text takes a fixed random vector",
         )
     return (loaded.model if loaded else None), text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -84,3 +85,36 @@ def test_readme_names_real_verbs_and_options():
         help_text = np.char.replace(runner.invoke(app, [verb, "--help"]).output, "\n", " ").item()
         for option in re.findall(r"--[a-z0-9-]+", rest):
             assert option in help_text, (verb, option)
+
+
+def texts_of(path: Path) -> list[str]:
+    """Every string of a source file, the values in it left out."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def test_commands_in_hints_and_docstrings_have_their_options():
+    """What an error tells the user to type is understood."""
+    root = Path(__file__).resolve().parents[3]
+    command = re.compile(r"\bupfusion ([a-z]+)((?: [^\s`;,()]+)*)")
+    commands = {
+        found
+        for part in ("upfusion", "runtime", "export", "calibration")
+        for path in (root / part).rglob("*.py")
+        for text in texts_of(path)
+        for found in command.findall(text)
+    }
+    wide = {"COLUMNS": "200"}
+    helps = {verb: runner.invoke(app, [verb, "--help"], env=wide).output for verb in VERBS}
+    named = [
+        (verb, option) for verb, rest in commands if verb in VERBS for option in re.findall(r" (--[a-z0-9-]+)", rest)
+    ]
+    assert len(named) > 30
+    wrong = sorted({f"upfusion {verb} {option}" for verb, option in named if option not in helps[verb]})
+    assert not wrong
