@@ -125,15 +125,16 @@ def fuse_video(
                     stopped = True
             finally:
                 writer.release()
-            _check_written(temporary, output, frames)
+            # The signal may have come between the writing of a frame and the counting of it.
+            frames = _frames_written(temporary, output, frames)
     with replacing(output.with_name(output.name + ".json")) as temporary:
         record = {**fuser.provenance(), "visible": visible.name, "infrared": infrared.name, "frames": frames}
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return VideoResult(frames=frames, fps=first.fps, size=first.size, color=color, left_over=left_over, stopped=stopped)
 
 
-def _check_written(written: Path, output: Path, frames: int) -> None:
-    """Raise unless the file that was written holds every frame; OpenCV's writer reports no failure.
+def _frames_written(written: Path, output: Path, frames: int) -> int:
+    """Return how many frames the file that was written holds: every one; OpenCV's writer reports no failure.
 
     Raises:
         InputError: frames are missing.
@@ -148,6 +149,7 @@ def _check_written(written: Path, output: Path, frames: int) -> None:
         raise InputError(
             f"{output} would hold {found} of {frames} frames", "is the disk full? free some space and start again"
         )
+    return found
 
 
 class _Reader:
