@@ -102,7 +102,7 @@ def texts_of(path: Path) -> list[str]:
 def test_commands_in_hints_and_docstrings_have_their_options():
     """What an error tells the user to type is understood."""
     root = Path(__file__).resolve().parents[3]
-    command = re.compile(r"\bupfusion ([a-z]+)((?: [^\s`;,()]+)*)")
+    command = re.compile(r"\bupfusion ([a-z]+)((?: [^\s`;,()&]+)*)")
     commands = {
         found
         for part in ("upfusion", "runtime", "export", "calibration")
