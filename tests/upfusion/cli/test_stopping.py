@@ -12,15 +12,19 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for another process")
 
+# Short sleeps: Python sees a signal that comes just before a long one only after it.
 WRITES = """
 import sys, time
+def wait():
+    for _ in range(600):
+        time.sleep(0.1)
 from upfusion.cli.stopping import stop_as_by_ctrl_c
 from upfusion.runtime.files import replacing
 stop_as_by_ctrl_c()
 with replacing(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print("ready", flush=True)
-    time.sleep(60)
+    wait()
 """
 
 
@@ -47,8 +51,9 @@ def test_nothing_half_written_stays(tmp_path: Path, name: str) -> None:
 
 def test_a_second_request_does_not_disturb_the_cleaning_up(tmp_path: Path) -> None:
     code = WRITES.replace(
-        "    time.sleep(60)",
-        "    try:\n        time.sleep(60)\n    finally:\n        print('cleaning', flush=True); time.sleep(0.5)",
+        '    print("ready", flush=True)\n    wait()',
+        '    try:\n        print("ready", flush=True)\n        wait()\n'
+        '    finally:\n        print("cleaning", flush=True)\n        time.sleep(0.5)',
     )
     process = started(code, tmp_path / "x.onnx")
     process.send_signal(signal.SIGTERM)
@@ -81,9 +86,14 @@ import os, signal, time
 from upfusion.cli.stopping import stop_as_by_ctrl_c
 stop_as_by_ctrl_c()
 print("ready", flush=True)
+awake, tell = os.pipe()
 child = os.fork()
 if child == 0:
-    time.sleep(60)
+    os.write(tell, b"x")
+    for _ in range(600):
+        time.sleep(0.1)
+    os._exit(0)
+os.read(awake, 1)  # a signal between the fork and Python's own start in the child would be lost
 os.kill(child, signal.SIGTERM)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 """
