@@ -96,10 +96,11 @@ def structure_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def as_written(fused: Tensor) -> Tensor:
     """Return the grey levels 0..255 that an 8-bit file would hold; the gradient passes as if nothing was rounded.
 
-    Metrics with constants as small as SSIM's with range 2 see a single grey level, so the terms below do too.
+    Metrics with constants as small as SSIM's with range 2 see a single grey level, so the terms below do too. Beyond
+    black and white there is no gradient: with one, bright scenes learn to leave the range without end.
     """
-    levels = fused * 255
-    return levels + (levels.detach().clamp(0, 255).round() - levels.detach())
+    levels = (fused * 255).clamp(0, 255)
+    return levels + (levels.round() - levels).detach()
 
 
 def metric_ssim_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
