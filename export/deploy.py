@@ -74,8 +74,11 @@ class FixedOrderPerturbation(nn.Module):
 
     def forward(self, *streams: Tensor) -> Tensor:
         """Map two (B, C, H, W) streams, or one (B, 2C, H, W) that holds both, to (B, C, H, W)."""
-        query, source = self.entry(streams, self.rank)
-        attended: Tensor = self.attention(self.norm_query(query), self.norm_source(source))
+        maps = self.entry(streams, self.rank)
+        if len(maps) == 1:  # query and source in one map, standardised (rewrite join_query_key)
+            attended: Tensor = self.attention(*maps)
+        else:
+            attended = self.attention(self.norm_query(maps[0]), self.norm_source(maps[1]))
         return attended + self.feed_forward(self.norm_feed_forward(attended))
 
 
@@ -100,6 +103,7 @@ class DeployNetwork(nn.Module):
         """Own ``network``, whose perturbation modules no longer read text."""
         super().__init__()
         self.network = network
+        self.luma: Callable[[Tensor], Tensor] = luma
         self.front_end: nn.Module | None = None
         self.encode: nn.Module | None = None
         self.decode: nn.Module | None = None
@@ -128,7 +132,7 @@ class DeployNetwork(nn.Module):
 
     def _fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
         network = self.network
-        streams = (self.front_end or network.front_end)(luma(visible), luma(infrared))
+        streams = (self.front_end or network.front_end)(self.luma(visible), self.luma(infrared))
         dtype = visible.dtype if self.wide_streams else self.map_dtype
         levels = (self.encode or network.encode)(*(stream.to(dtype) for stream in streams))
         fused = [perturb(*level) for perturb, level in zip(network.perturbations, levels, strict=True)]

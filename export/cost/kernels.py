@@ -16,7 +16,7 @@ The assumptions, alike for every graph:
   a kernel per reduction.
 * **Transposes** join elementwise or norm kernels beside them (another index); elsewhere they read and write once.
 * **Casts** join whatever makes or reads the value, products included: TensorRT documents casts around a product as the
-  way to ask for sums in FP32, and reads the narrow type.
+  way to ask for sums in FP32, and reads the narrow type. A cast to a smaller type is done by whoever makes the value.
 * **Gather, TopK, resize, concatenation, pixel shuffle** read what they take and write once.
 
 Bytes without fusion count every node that is not a view as reading its operands and writing its results.
@@ -175,7 +175,7 @@ def _recomputable(graph: Graph, readers: dict[str, list[Node]]) -> dict[str, Nod
             continue
         output = node.outputs[0]
         users = readers.get(output, [])
-        if not users or output in graph.outputs:
+        if not users or output in graph.outputs or _narrows(node, graph):
             continue
         size = graph.tensors[output].size
         full = [name for name in node.inputs if name and graph.tensors[name].size == size]
@@ -185,6 +185,12 @@ def _recomputable(graph: Graph, readers: dict[str, list[Node]]) -> dict[str, Nod
         if ends or light or widens:
             cheap[output] = node
     return cheap
+
+
+def _narrows(node: Node, graph: Graph) -> bool:
+    """Whether a node is a cast to a smaller type: whoever makes the value writes it in that type."""
+    wide, narrow = (graph.tensors[name].item_bytes for name in (node.inputs[0], node.outputs[0]))
+    return node.kind == "Cast" and narrow < wide
 
 
 def _takes_prologue(node: Node) -> bool:

@@ -19,6 +19,7 @@ from upfusion.export.rewrites.fold_reductions import fold_reductions
 from upfusion.export.rewrites.fold_trunk_scales import fold_trunk_scales
 from upfusion.export.rewrites.gather_weights import gather_weights
 from upfusion.export.rewrites.group_feed_forward import group_feed_forward, split_gate
+from upfusion.export.rewrites.join_query_key import join_query_key
 from upfusion.export.rewrites.merge_attention_output import merge_attention_output
 from upfusion.export.rewrites.normalize_gram import normalize_gram
 from upfusion.export.rewrites.pad_hidden import pad_hidden
@@ -51,6 +52,7 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_layer_norm,
     split_qkv,
     fold_reductions,
+    join_query_key,
     pair_encoders,
 )
 
@@ -64,7 +66,7 @@ LEAN_WITHOUT = ("pair_encoders",)
 
 DEFAULTS: Mapping[Target, tuple[str, ...]] = {
     "tensorrt": tuple(name for name in NAMES if name not in (*LEAN, "fold_layer_norm")),
-    "cpu": tuple(name for name in NAMES if name not in LEAN),
+    "cpu": tuple(name for name in NAMES if name not in (*LEAN, "join_query_key")),
 }
 """What is on without further words.
 

@@ -25,18 +25,21 @@ class OnePassEntry(nn.Module):
 
     def forward(self, streams: tuple[Tensor, ...], rank: Rank) -> tuple[Tensor, Tensor]:
         """Return the maps of the query and of keys and values, (B, C, H, W) each."""
+        query, source = self.rows(streams, rank).unflatten(2, streams[0].shape[-2:]).chunk(2, dim=1)
+        return query, source
+
+    def rows(self, streams: tuple[Tensor, ...], rank: Rank) -> Tensor:
+        """Return both as the rows of one matrix (B, 2C, N), the query's first."""
         pooled = torch.cat([spatial_mean(stream) for stream in streams], dim=1)
         query = spread_columns(self.query_weight, rank(pooled), pooled.shape[1])
         source = self.source_weight.expand(query.shape[0], -1, -1) if query.shape[0] > 1 else self.source_weight
         weight = torch.cat([query, source], dim=1).to(streams[0].dtype)
-        first, *others = (
-            part @ stream.flatten(2) for part, stream in zip(weight.chunk(len(streams), dim=2), streams, strict=True)
-        )
+        parts = weight.chunk(len(streams), dim=2) if len(streams) > 1 else (weight,)
+        first, *others = (part @ stream.flatten(2) for part, stream in zip(parts, streams, strict=True))
         total = first + self.bias.to(first.dtype)
         for product in others:
             total = total + product
-        halves = total.unflatten(2, streams[0].shape[-2:]).chunk(2, dim=1)
-        return halves[0], halves[1]
+        return total
 
 
 def read_streams_once(deploy: DeployNetwork) -> RewriteReport:

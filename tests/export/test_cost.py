@@ -161,3 +161,20 @@ def test_sizes_that_are_divided(tmp_path):
     graph = read_graph(path, (H, W))
     assert graph.tensors["y"].shape == (1, C, H // 2, W)
     assert cost_of(graph).total.nodes == 3
+
+
+def test_a_narrowing_cast_is_written_narrow(tmp_path):
+    """Cast, norm and cast back are one kernel; two convolutions read its result in half."""
+    half = {"w": np.zeros((C, C, 1, 1), np.float16), "s": np.ones(W, np.float32)}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "s"], ["n"], axis=-1),
+        helper.make_node("Cast", ["n"], ["h"], to=TensorProto.FLOAT16),
+        conv("y", "h", "w"),
+        conv("z", "h", "w"),
+    ]
+    graph = read_graph(save(tmp_path / "g.onnx", nodes, half, ["y", "z"]))
+    norm, *convolutions = kernels_of(graph)
+    assert norm.writes == {"h"}
+    assert [kernel.reads for kernel in convolutions] == [{"h", "w"}] * 2
+    weights = 2 * C * C * 2 + W * 4
+    assert cost_of(graph).total.bytes_fused == MAP + 5 * MAP // 2 + weights
