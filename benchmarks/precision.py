@@ -23,12 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 
-from benchmarks.machine import machine
+from upfusion.bench.machine import machine
 from upfusion.calibration.calibrate import calibrate
 from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from upfusion.cli.sizes import parse_size
@@ -112,6 +113,29 @@ def cropped(pairs: Sequence[Pair], size: tuple[int, int] | None, folder: Path) -
     return made
 
 
+def stress_pairs(folder: Path) -> list[Pair]:
+    """Write images that are hard on half: flat, empty but for a pixel, 16 bits stretched from a few levels, noise."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(5)
+    black = np.zeros((480, 640), np.uint8)
+    pixel = black.copy()
+    pixel[200, 300] = 255
+    ramp = np.linspace(31000, 31900, black.size).reshape(black.shape)
+    planes = {
+        "black": black,
+        "white": np.full_like(black, 255),
+        "one pixel": pixel,
+        "noise": generator.integers(0, 256, black.shape, np.uint8),
+        "stretched 16 bit": np.rint((np.floor(ramp) - 31000) * (65535 / 900)).astype(np.uint16),
+    }
+    made = []
+    for name, plane in planes.items():
+        path = folder / f"{name}.png"
+        write_image(path, plane.astype(np.uint8)) if plane.dtype == np.uint8 else cv2.imwrite(str(path), plane)
+        made.append(Pair(name=f"stress {name}", first=path, second=path))
+    return made
+
+
 def flips(found: dict[str, Flips]) -> dict[str, Any]:
     """Return what moved, by site."""
     return {
@@ -180,15 +204,20 @@ class Case:
         return record
 
 
-def known() -> dict[str, Any]:
+def shown_db(found: dict[str, Any]) -> str:
+    """Return a PSNR for the log."""
+    return "equal" if found["psnr_db"] is None else f"{found['psnr_db']:.2f} dB"
+
+
+def known(result: Path) -> dict[str, Any]:
     """Return what was measured before."""
-    record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    record: dict[str, Any] = json.loads(result.read_text()) if result.is_file() else {}
     return record
 
 
-def add(case: str, pair: str, figures: dict[str, Any], seconds: dict[str, float]) -> None:
+def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: dict[str, float]) -> None:
     """Put one pair's figures into the result file."""
-    record = known()
+    record = known(result)
     entry = record.setdefault(case, {"pairs": {}})
     entry |= {
         "date": datetime.date.today().isoformat(),
@@ -204,8 +233,8 @@ def add(case: str, pair: str, figures: dict[str, Any], seconds: dict[str, float]
         "cpu_seconds": seconds,
     }
     entry["pairs"][pair] = figures
-    RESULT.parent.mkdir(exist_ok=True)
-    with replacing(RESULT) as temporary:
+    result.parent.mkdir(exist_ok=True)
+    with replacing(result) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -215,13 +244,18 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["shipped", "full", "full-ranks"])
     parser.add_argument("--size", default="whole", help="HEIGHTxWIDTH of centre crops, or whole")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of each data set")
+    parser.add_argument("--stress", action="store_true", help="add drawn images that are hard on half")
+    parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--data", nargs="+", default=["msrs", "roadscene", "harvard/pet_mri"])
     arguments = parser.parse_args()
     size = None if arguments.size == "whole" else parse_size(arguments.size)
     pairs = [pair for name in arguments.data for pair in pairs_of(name, "test", arguments.pairs)]
+    drawn = tempfile.TemporaryDirectory()
+    if arguments.stress:
+        pairs += stress_pairs(Path(drawn.name) / "stress")
     for name in arguments.cases:
         key = f"{name} {arguments.size}"
-        done = known().get(key, {"pairs": {}})["pairs"]
+        done = known(arguments.result).get(key, {"pairs": {}})["pairs"]
         if all(pair.name in done for pair in pairs):
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -230,14 +264,17 @@ def main() -> None:
                 if pair.name in done:
                     continue
                 found = case.measured(pair)
-                add(key, pair.name, found, case.seconds)
+                add(arguments.result, key, pair.name, found, case.seconds)
                 shown = " ".join(
-                    f"{form}: {found[form]['numerics']['psnr_db']:.2f} dB numerics, "
-                    f"{found[form]['together']['psnr_db']:.2f} dB both, {found[form]['flips']} flips;"
+                    f"{form}: {shown_db(found[form]['numerics'])} numerics, "
+                    f"{shown_db(found[form]['together'])} both, {found[form]['flips']} flips;"
                     for form in FORMS
                 )
                 tf32 = found["tf32"]
-                print(f"{key} {pair.name} {shown} TF32: {tf32['together']['psnr_db']:.2f} dB, {tf32['flips']} flips")
+                print(
+                    f"{key} {pair.name} {shown} TF32: {shown_db(tf32['together'])}, {tf32['flips']} flips",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

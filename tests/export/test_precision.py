@@ -416,3 +416,24 @@ def test_a_backend_that_exposes_its_decisions_is_measured(
     assert report.pairs[0].numerics.max_levels <= 1
     report = measure(hidden, small_checkpoint, None, [pair], backend=open_backend(hidden, "cpu", None)[0], tf32=False)
     assert report.pairs[0].decisions == {}
+
+
+def test_streams_without_room_in_half_are_float32_in_the_graph(
+    small_checkpoint: Checkpoint, pair: Pair, tmp_path: Path
+):
+    model = copy.deepcopy(small_checkpoint.model)
+    with torch.no_grad():  # no power of two can be folded here: the streams themselves pass 65,504
+        model.expand.weight.mul_(2.0**18)
+        model.expand.bias.mul_(2.0**18)
+    save_checkpoint(model, tmp_path / "x.safetensors", text=stand_in_text(), provenance={"weights": "random"})
+    checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+    calibration_of(checkpoint).write(tmp_path / "calibration.json")
+    options = ExportOptions(sizes=FIXED, precision="fp16", calibration=tmp_path / "calibration.json")
+    manifest = export_onnx(checkpoint, tmp_path / "x.onnx", None, options)
+    assert any(note.startswith("float32 where half has no room") for note in manifest.notes)
+    report = measure(tmp_path / "x.onnx", checkpoint, None, [pair], tf32=False)
+    assert report.edges > 50
+    assert report.saturated == ()
+    # Without a calibration the same is seen on the synthetic pair.
+    manifest = export_onnx(checkpoint, tmp_path / "y.onnx", None, ExportOptions(sizes=FIXED, precision="fp16"))
+    assert any(note.startswith("float32 where half has no room") for note in manifest.notes)
