@@ -16,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from upfusion.cli import artifacts
 from upfusion.cli.fuse import fuse
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.images import read_image, write_image
@@ -49,6 +50,26 @@ def test_folder(tmp_path: Path, run: Any) -> None:
     assert "4 of 4 pairs on CPU" in result.stderr
     assert f"wrote {tmp_path / 'out'}" in result.stderr.replace("\n", "")
     assert read_image(tmp_path / "out" / "2.png").shape == (17, 24, 3)
+
+
+def test_contexts_share_the_cores_and_change_nothing(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("a", "b").exit_code == 0
+    taken: list[Any] = []
+    real = artifacts.load
+
+    def load(path: Path, **settings: Any) -> Any:
+        taken.append((settings["contexts"], settings["options"]))
+        return real(path, **settings)
+
+    monkeypatch.setattr(artifacts, "load", load)
+    monkeypatch.setattr(artifacts.os, "cpu_count", lambda: 8)
+    result = run("a", "b", "--contexts", "4", "--device", "cpu", output="again")
+    assert result.exit_code == 0
+    ((contexts, options),) = taken
+    assert (contexts, options.threads) == (4, 2)
+    for number in range(4):
+        name = f"{number}.png"
+        assert np.array_equal(read_image(tmp_path / "out" / name), read_image(tmp_path / "again" / name))
 
 
 def test_one_pair_in_gray(tmp_path: Path, run: Any) -> None:

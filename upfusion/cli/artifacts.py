@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from upfusion.runtime.errors import MissingDependencyError
 if TYPE_CHECKING:
     from upfusion.bench.contender import Opened
     from upfusion.export.acceptance import Subject
+    from upfusion.runtime.backends.onnxruntime import OnnxRuntimeOptions
     from upfusion.runtime.manifest import Contract
     from upfusion.torch_backend import TorchBackend
 
@@ -19,19 +21,35 @@ LARGEST_SIDE = 1 << 14
 """PyTorch takes any size; this bounds what a checkpoint's contract claims."""
 
 
-def open_fuser(path: str | Path, *, device: str = "auto", text: str | Path | None = None) -> Fuser:
+def open_fuser(path: str | Path, *, device: str = "auto", text: str | Path | None = None, contexts: int = 1) -> Fuser:
     """Return a fuser for an ONNX file or an engine, or for a checkpoint through float32 PyTorch.
+
+    With several ``contexts`` an ONNX file on the CPU gives each of them its share of the cores: two pairs side by side
+    are faster than two cores on one pair.
 
     Raises:
         ArtifactError: the file is missing, truncated or foreign.
         MissingDependencyError: the library that runs it is not installed.
         DeviceError: it does not run on this machine.
-        InputError: a checkpoint without a text feature, and ``text`` is None.
+        InputError: a checkpoint without a text feature, and ``text`` is None; or one in several contexts.
     """
     path = Path(path)
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
-        return load(path, device=device)
-    return Fuser(_torch_backend(path, device, text), torch_contract(), name=path.name, source=path.name)
+        return load(path, device=device, contexts=contexts, options=_shared_cores(path, device, contexts))
+    return Fuser(
+        _torch_backend(path, device, text), torch_contract(), name=path.name, source=path.name, contexts=contexts
+    )
+
+
+def _shared_cores(path: Path, device: str, contexts: int) -> OnnxRuntimeOptions | None:
+    """Return options that divide the cores among contexts, None where the CPU does not run them."""
+    if contexts == 1 or path.suffix != ".onnx":
+        return None
+    from upfusion.runtime.backends.onnxruntime import OnnxRuntimeOptions, available_providers
+
+    if device != "cpu" and not (device == "auto" and "cuda" not in available_providers()):
+        return None
+    return OnnxRuntimeOptions(threads=max((os.cpu_count() or 1) // contexts, 1))
 
 
 def open_subject(path: str | Path, *, device: str = "auto", text: str | Path | None = None) -> Subject:

@@ -38,6 +38,10 @@ def fuse(
     every: Annotated[
         int, typer.Option(min=1, help="Videos: rank channels anew every N frames, where the artifact supports it.")
     ] = 1,
+    contexts: Annotated[
+        int,
+        typer.Option(min=1, help="Pairs or frames in work at the same time; each needs memory of its own."),
+    ] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
 ) -> None:
     """Fuse two images, two folders (matched by file name without suffix), or two videos.
@@ -54,13 +58,14 @@ def fuse(
 
     _quiet_opencv()
     if is_video(visible) and is_video(infrared):
-        _fuse_videos(visible, infrared, model, output, color=color, device=device, text=text, every=every, json=json)
+        opening = {"device": device, "text": text, "contexts": contexts}
+        _fuse_videos(visible, infrared, model, output, opening, color=color, every=every, json=json)
         return
     if every != 1:
         raise InputError("--every is for videos: single images are ranked one by one", "leave it out")
     pairs = find_pairs(visible, infrared)
     paths = output_paths(pairs, output)
-    with open_fuser(model, device=device, text=text) as fuser, progress_bar() as bar:
+    with open_fuser(model, device=device, text=text, contexts=contexts) as fuser, progress_bar() as bar:
         task = bar.add_task("fusing", total=len(pairs))
         start = time.perf_counter()
         result = fuse_files(fuser, pairs, paths, color=color, done=lambda name: bar.advance(task))
@@ -91,14 +96,13 @@ def _fuse_videos(
     infrared: Path,
     model: Path,
     output: Path,
+    opening: dict[str, Any],
     *,
     color: Literal["auto", "gray", "ycbcr"],
-    device: str,
-    text: Path | None,
     every: int,
     json: bool,
 ) -> None:
-    """Fuse two videos with a bar that shows frames per second."""
+    """Fuse two videos with a bar that shows frames per second; ``opening`` says how the model is opened."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from upfusion.cli.artifacts import open_fuser
@@ -111,7 +115,7 @@ def _fuse_videos(
         )
     columns: list[Any] = [TextColumn("fusing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fps]}")]
     with (
-        open_fuser(model, device=device, text=text) as fuser,
+        open_fuser(model, **opening) as fuser,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
     ):
         task = bar.add_task("fusing", total=None, fps="")
