@@ -182,8 +182,8 @@ def _manifest_of(path: Path) -> Manifest:
 def _feed(pair: Pair, manifest: Manifest, path: Path) -> dict[str, NDArray[Any]]:
     """Return the pair as a graph takes it."""
     contract, images = manifest.contract, read_pair(pair)
-    visible, infrared = prepare(*images)
-    height, width = visible.shape[2:] if contract.io == "tensor" else images[0].shape[:2]
+    inputs: tuple[NDArray[Any], ...] = prepare(*images)
+    height, width = inputs[0].shape[2:] if contract.io == "tensor" else images[0].shape[:2]
     if contract.batch != 1:
         raise InputError(f"{path.name} takes {contract.batch} pairs at a time", "export it with --batch 1 for this")
     if not contract.sizes.holds(height, width):
@@ -199,8 +199,8 @@ def _feed(pair: Pair, manifest: Manifest, path: Path) -> dict[str, NDArray[Any]]
         coloured = first if first.ndim == 3 else np.repeat(first[..., None], 3, axis=2)
         if "BGR" in contract.inputs[0].meaning:
             coloured = coloured[..., ::-1]
-        visible, infrared = np.ascontiguousarray(coloured)[None], second[None]
-    return {spec.name: value for spec, value in zip(contract.inputs, (visible, infrared), strict=True)}
+        inputs = (np.ascontiguousarray(coloured)[None], second[None])
+    return {spec.name: value for spec, value in zip(contract.inputs, inputs, strict=True)}
 
 
 def _runner(model: onnx.ModelProto, name: str, where: Where) -> BaseRunner:

@@ -392,10 +392,11 @@ def compare(
     Raises:
         ExportError: ONNX Runtime cannot run it, or the differences pass the limits.
     """
-    inputs = planes = synthetic_pair(contract)
+    planes = synthetic_pair(contract)
+    inputs: tuple[NDArray[Any], ...] = planes
     if contract.io == "image":
-        inputs = images_of(*planes, contract.sizes.optimum)
-        planes = host_planes(*inputs, contract)
+        visible, infrared = images_of(planes[0], planes[1], contract.sizes.optimum)
+        inputs, planes = (visible, infrared), host_planes(visible, infrared, contract)
     try:
         graph = onnx.load(path)
         names = [output.name for output in graph.graph.output]
