@@ -65,11 +65,12 @@ def test_stopped_and_resumed_equals_uninterrupted(micro, pairs, tmp_path, name):
 
 
 def test_a_signal_saves_and_stops(micro, pairs, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     run = trainer(pairs, tmp_path / "run", small("paper"))
     outcome = run.run(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done.step == 2 else None)
     assert (outcome.steps, outcome.finished) == (2, False)
     assert (tmp_path / "run" / FILE).exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_seed_decides_everything(micro, pairs, tmp_path):
