@@ -39,7 +39,7 @@ def test_norms_in_onnx_runtime_keep_float32s_precision(tmp_path):
             return floored_norm(x)
 
     path = tmp_path / "norm.onnx"
-    torch.onnx.export(Norm(), (maps,), path, dynamo=True, verbose=False)
+    torch.onnx.export(Norm().eval(), (maps,), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: maps.numpy()})
     exact = floored_norm(maps.double())
