@@ -24,7 +24,7 @@ from upfusion.export.verify import difference
 from upfusion.runtime.backends.base import Arrays, Backend
 from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
 from upfusion.runtime.fuser import Fuser
-from upfusion.runtime.images import Image, luma
+from upfusion.runtime.images import Image, gray8
 from upfusion.runtime.manifest import Contract, Manifest, read_manifest
 from upfusion.runtime.pairs import Pair, read_pair
 
@@ -330,18 +330,9 @@ def _metric_changes(
     """Return the metrics of both fused images against the pair."""
     from upfusion.metrics import Sources, evaluate_sources
 
-    sources = Sources(*(_gray(image) for image in images))
-    reference, artifact, repaired = (evaluate_sources(sources, _gray(image), names) for image in (wanted, got, kept))
+    sources = Sources(*(gray8(image) for image in images))
+    reference, artifact, repaired = (evaluate_sources(sources, gray8(image), names) for image in (wanted, got, kept))
     return {
         name: MetricChange(reference=reference[name], artifact=artifact[name], black_kept=repaired[name])
         for name in names
     }
-
-
-def _gray(image: Image) -> Gray:
-    """Return the 8-bit luma of an image of 8 or 16 bits."""
-    plane: npt.NDArray[Any] = luma(image) if image.ndim == 3 else image
-    if image.dtype == np.uint16:
-        plane = plane / np.float32(257)
-    gray: Gray = np.rint(plane).astype(np.uint8)
-    return gray

@@ -39,6 +39,8 @@ LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
 
 _PER_LEVEL = {np.dtype(np.uint8): np.float32(255), np.dtype(np.uint16): np.float32(65535)}
 _LEVELS = np.float32(255)
+_16_TO_8_BIT = np.float32(257)
+"""65535 / 255."""
 _IN_0_1 = np.arange(256, dtype=np.float32) / _LEVELS
 """Byte -> value in 0..1."""
 
@@ -208,6 +210,22 @@ def fill_infrared(image: Image, planes: Planes, scratch: Scratch) -> None:
 def luma(image: Image) -> Planes:
     """Return 0.299 R + 0.587 G + 0.114 B of an (H, W, 3) image in its own levels, float32, not rounded."""
     return _luma(image, Scratch())
+
+
+def gray8(image: Image) -> npt.NDArray[np.uint8]:
+    """Return an image (H, W) or (H, W, 3) RGB, uint8 or uint16, as (H, W) uint8.
+
+    Colour becomes luma, round(0.299 R + 0.587 G + 0.114 B), halves to even, as the metrics' references read it;
+    16 bit is divided by 257 before rounding.
+    """
+    if image.ndim == 2 and image.dtype == np.uint8:
+        return np.asarray(image, np.uint8)
+    levels: npt.NDArray[np.float32] = luma(image) if image.ndim == 3 else image.astype(np.float32)
+    if image.dtype == np.uint16:
+        levels = levels / _16_TO_8_BIT
+    # Equal channels of 255 may come out a rounding error above 255.
+    rounded: npt.NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def finish(fused: Planes, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:

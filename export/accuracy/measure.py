@@ -27,7 +27,7 @@ from upfusion.model.margins import recording_values
 from upfusion.runtime.backends.base import Backend
 from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
 from upfusion.runtime.fuser import Fuser
-from upfusion.runtime.images import finish, luma, merge_chroma, prepare
+from upfusion.runtime.images import finish, gray8, merge_chroma, prepare
 from upfusion.runtime.manifest import read_manifest
 from upfusion.runtime.pairs import Pair, read_pair
 from upfusion.text import TextFeatures
@@ -296,9 +296,9 @@ def compared(
 
     def shown(fused: Gray) -> Gray:
         """Return what a graph that puts the chroma back would show of a fused image; clipping changes its luma."""
-        return fused if image.ndim == 2 else gray(merge_chroma(truth.images[0], fused))
+        return fused if image.ndim == 2 else gray8(merge_chroma(truth.images[0], fused))
 
-    got, wanted = gray(image), shown(truth.fused)
+    got, wanted = gray8(image), shown(truth.fused)
     return PairAccuracy(
         name=truth.name,
         numerics=levels(got, shown(imposed), truth.name),
@@ -307,8 +307,3 @@ def compared(
         tf32=truth.tf32,
         tf32_together=None if truth.tf32_fused is None else levels(shown(truth.tf32_fused), wanted, truth.name),
     )
-
-
-def gray(image: NDArray[np.uint8]) -> Gray:
-    """Return an 8-bit image, or the rounded luma of a coloured one."""
-    return image if image.ndim == 2 else np.rint(luma(image)).astype(np.uint8)

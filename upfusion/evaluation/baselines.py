@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from upfusion.evaluation.gray import gray8
-from upfusion.runtime.images import Image
+from upfusion.runtime.images import Image, gray8
 
 Gray = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float32]

@@ -11,10 +11,9 @@ from typing import Literal
 import numpy as np
 
 from upfusion.evaluation.datasets import Layout, dataset_of, find_layout, read_split, split_folders
-from upfusion.evaluation.gray import gray8
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.files import sha256_of
-from upfusion.runtime.images import SUFFIXES, Image, is_coloured, read_image
+from upfusion.runtime.images import SUFFIXES, Image, gray8, is_coloured, read_image
 
 Severity = Literal["error", "warning"]
 DEPTH = 2

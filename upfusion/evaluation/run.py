@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from upfusion.evaluation.datasets import Selection
-from upfusion.evaluation.gray import gray8
 from upfusion.evaluation.journal import Journal
 from upfusion.evaluation.table import MethodInfo, Table, table_from
 from upfusion.metrics import Sources, evaluate_sources, metric_named
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.files import sha256_of
-from upfusion.runtime.images import Image
+from upfusion.runtime.images import Image, gray8
 from upfusion.runtime.pairs import Pair, read_pair
 
 Gray = npt.NDArray[np.uint8]

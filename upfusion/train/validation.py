@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from upfusion.metrics import PAPER_METRICS, evaluate
-from upfusion.runtime.images import Image, finish, prepare
-from upfusion.runtime.images import luma as luma_of
+from upfusion.runtime.images import Image, finish, gray8, prepare
 
 Picture = NDArray[np.uint8]
 
@@ -25,12 +24,6 @@ def fused_image(network: nn.Module, text: Tensor, first: Image, second: Image) -
     return finish(fused, *second.shape[:2])
 
 
-def gray(image: Image) -> Picture:
-    """Return an image as (H, W) uint8, colour as luma, 16 bit by its high byte's scale."""
-    plane = luma_of(image) if image.ndim == 3 else image
-    return np.rint(plane / np.float32(257 if image.dtype == np.uint16 else 1)).astype(np.uint8)
-
-
 def validate(
     network: nn.Module, text: Tensor, pairs: Sequence[tuple[Image, Image]], samples: int = 4
 ) -> tuple[dict[str, float], list[Picture]]:
@@ -41,7 +34,7 @@ def validate(
     pictures: list[Picture] = []
     for first, second in pairs:
         fused = fused_image(network, text, first, second)
-        sources = gray(first), gray(second)
+        sources = gray8(first), gray8(second)
         values.append(evaluate(*sources, fused, PAPER_METRICS))
         if len(pictures) < samples:
             pictures.append(np.hstack([*sources, fused]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from upfusion.evaluation.baselines import BASELINES, average, guided_filter, laplacian_pyramid, maximum, on_luma
-from upfusion.evaluation.gray import gray8
+from upfusion.runtime.images import gray8
 
 
 def scene(seed: int, shape: tuple[int, int] = (61, 83)) -> np.ndarray:
