@@ -184,7 +184,7 @@ class Case:
 
     def measured(self, pair: Pair) -> dict[str, Any]:
         """Return all forms' figures on one pair."""
-        truth = truth_of(pair, self.reference, tf32=True)
+        truth = truth_of(pair.name, read_pair(pair), self.reference, tf32=True)
         assert truth.tf32 is not None
         record: dict[str, Any] = {"size": list(truth.images[0].shape[:2])}
         for form, path in self.paths.items():

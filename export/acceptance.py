@@ -22,11 +22,11 @@ import numpy.typing as npt
 from upfusion import __version__
 from upfusion.export.verify import difference
 from upfusion.runtime.backends.base import Arrays, Backend
-from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
+from upfusion.runtime.errors import ArtifactError, InputError
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import Image, gray8
 from upfusion.runtime.manifest import Contract, Manifest, read_manifest
-from upfusion.runtime.pairs import Pair, read_pair
+from upfusion.runtime.pairs import Pair, naming, read_pair
 
 Gray = npt.NDArray[np.uint8]
 
@@ -200,11 +200,9 @@ def judge(
     reports = []
     for pair in pairs:
         images = read_pair(pair)
-        try:
+        with naming(pair):
             wanted = theirs.fuse(*images)
             got = ours.fuse(*images, finite=False)  # None where it is not finite
-        except UPFusionError as error:
-            raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
         moved = _moved(theirs.decisions, ours.decisions)
         if got is None:
             what = f"not finite in {ours.broken:,} of its values"

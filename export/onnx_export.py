@@ -44,6 +44,7 @@ from upfusion.model.network import SIZE_MULTIPLE
 from upfusion.runtime.calibration_file import SAMPLE_SIZE, Calibration, read_calibration
 from upfusion.runtime.errors import ExportError, InputError
 from upfusion.runtime.files import replacing
+from upfusion.runtime.images import padded_size
 from upfusion.runtime.manifest import (
     METADATA_KEY,
     Contract,
@@ -129,8 +130,7 @@ class ExportOptions:
 
 def padded(size: tuple[int, int]) -> tuple[int, int]:
     """Return a size rounded up to multiples of 8."""
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
-    return height, width
+    return padded_size(*size, SIZE_MULTIPLE)
 
 
 def export_onnx(
@@ -160,6 +160,7 @@ def export_onnx(
             f"{checkpoint.path} carries no text feature, and the channel order depends on it",
             'make one with: upfusion text "PROMPT" -o text.npz, then pass --text text.npz',
         )
+    contract = contract_of(options)
     step("making the deploy form")
     reference, fixed = fix_text(checkpoint.model, text)
     calibration = read_calibration(options.calibration) if options.calibration else None
@@ -185,8 +186,7 @@ def export_onnx(
         log.info("%s: %d places%s", report.name, report.rewritten, "".join(f"; {near}" for near in report.skipped))
     if options.precision == "fp16":
         step("fitting half precision")
-        notes += half_precision(deploy, calibration, contract_of(options))
-    contract = contract_of(options)
+        notes += half_precision(deploy, calibration, contract)
     step("tracing the graph")
     graph = graph_of(
         ImageEdges(deploy, options.color, options.channels) if options.io == "image" else WithDecisions(deploy),

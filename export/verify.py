@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from upfusion.runtime.errors import InputError, UPFusionError
-from upfusion.runtime.pairs import Pair, read_pair
+from upfusion.runtime.errors import InputError
+from upfusion.runtime.pairs import Pair, naming, read_pair
 
 Gray = NDArray[np.uint8]
 
@@ -124,10 +124,8 @@ def compare_artifacts(
     differences = []
     for pair in pairs:
         images = read_pair(pair)
-        try:
+        with naming(pair):
             fused = [fuse(images[0], images[1], color="gray") for fuse in (first, second)]
-        except UPFusionError as error:
-            raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
         differences.append(difference(fused[0], fused[1], pair.name))
         done(pair)
     if not differences:

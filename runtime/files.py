@@ -12,6 +12,18 @@ from pathlib import Path
 from upfusion.runtime.errors import InputError
 
 
+def create_folder(folder: Path) -> None:
+    """Create an output folder and what lies above it, where they are not there yet.
+
+    Raises:
+        InputError: it cannot be created, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {folder}: {error.strerror}", "choose another output folder") from error
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder that becomes ``path`` when the block ends well.

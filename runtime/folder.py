@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from upfusion.runtime.errors import InputError, UPFusionError
+from upfusion.runtime.files import create_folder
 from upfusion.runtime.fuser import Color, Fuser
 from upfusion.runtime.images import SUFFIXES, write_image
 from upfusion.runtime.pairs import Pair
@@ -45,10 +46,7 @@ def output_paths(pairs: Sequence[Pair], output: Path) -> dict[str, Path]:
     else:
         if output.is_file() or output.suffix.lower() in SUFFIXES:
             raise InputError(f"{output} is a file, and {len(pairs)} images need a folder", "name a folder with -o")
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot create {output}: {error.strerror}", "choose another output folder") from error
+        create_folder(output)
         paths = {pair.name: output / f"{pair.name}.png" for pair in pairs}
     inputs = {path.resolve() for pair in pairs for path in (pair.first, pair.second)}
     for path in paths.values():

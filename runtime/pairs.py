@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from upfusion.runtime.errors import InputError
+from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.images import SUFFIXES, Image, check_sizes, read_gray, read_image
 
 _LITTER = ("thumbs.db", "desktop.ini")
@@ -63,6 +65,15 @@ def read_pair(pair: Pair) -> tuple[Image, Image]:
     first, second = read_image(pair.first), read_gray(pair.second)
     check_sizes(first, second, str(pair.first), str(pair.second))
     return first, second
+
+
+@contextlib.contextmanager
+def naming(pair: Pair) -> Iterator[None]:
+    """Put the pair's name in front of an error that the block raises."""
+    try:
+        yield
+    except UPFusionError as error:
+        raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:

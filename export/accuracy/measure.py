@@ -25,11 +25,11 @@ from upfusion.export.frozen_ranking import frozen_decisions
 from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.margins import recording_values
 from upfusion.runtime.backends.base import Backend
-from upfusion.runtime.errors import ArtifactError, InputError, UPFusionError
+from upfusion.runtime.errors import ArtifactError, InputError
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import finish, gray8, merge_chroma, prepare
 from upfusion.runtime.manifest import read_manifest
-from upfusion.runtime.pairs import Pair, read_pair
+from upfusion.runtime.pairs import Pair, naming, read_pair
 from upfusion.text import TextFeatures
 
 Arrays = Mapping[str, np.ndarray]
@@ -217,12 +217,10 @@ def measure(
     results = []
     with Fuser(watched, manifest.contract, name=artifact.name, source=checkpoint.path.name) as fuse:
         for pair in pairs:
-            first, second = read_pair(pair)
-            try:
-                image = fuse(first, second, color="gray" if planes else "auto")
-            except UPFusionError as error:
-                raise type(error)(f"pair {pair.name}: {error.problem}", error.hint) from error
-            truth = truth_of(pair, reference, tf32=tf32)
+            images = read_pair(pair)
+            with naming(pair):
+                image = fuse(*images, color="gray" if planes else "auto")
+            truth = truth_of(pair.name, images, reference, tf32=tf32)
             results.append(compared(image, truth, reference, {**frozen, **watched.decisions}))
             done(pair)
     extremes = [Extreme(site=site, largest=largest) for site, largest in watched.largest.items()]
@@ -277,15 +275,14 @@ class Truth:
     tf32: Mapping[str, Flips] | None
 
 
-def truth_of(pair: Pair, reference: Reference, *, tf32: bool) -> Truth:
-    """Run the reference on a pair: once, with TF32 three times."""
-    images = read_pair(pair)
+def truth_of(name: str, images: tuple[Any, Any], reference: Reference, *, tf32: bool) -> Truth:
+    """Run the reference on a pair's images: once, with TF32 three times."""
     fused, _ = reference.run(images)
     tf32_fused, tf32_flips = None, None
     if tf32:
         tf32_fused, decisions = reference.tf32(images)
         _, tf32_flips = reference.imposed(images, decisions)
-    return Truth(name=pair.name, images=images, fused=fused, tf32_fused=tf32_fused, tf32=tf32_flips)
+    return Truth(name=name, images=images, fused=fused, tf32_fused=tf32_fused, tf32=tf32_flips)
 
 
 def compared(

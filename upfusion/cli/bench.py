@@ -76,6 +76,7 @@ def bench(
     from upfusion.bench.report import record_of, write_markdown, write_record
     from upfusion.bench.run import BenchOptions, rounds_of
     from upfusion.bench.run import bench as measure
+    from upfusion.runtime.files import create_folder
 
     options = BenchOptions(
         runs=runs,
@@ -85,7 +86,7 @@ def bench(
         seconds=seconds,
     )
     if output is not None:
-        _make_folder(output)
+        create_folder(output)
         if plot:
             check_matplotlib()  # now, not after the work
     pairs = _pairs(data)
@@ -159,15 +160,6 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
     if not counts or min(counts) < 1:
         raise InputError(f"{option} {text} is no list of numbers above 0", f"write {option} 1,4")
     return counts
-
-
-def _make_folder(folder: Path) -> None:
-    from upfusion.runtime.errors import InputError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}", "choose another -o") from error
 
 
 def _print(result: BenchResult) -> None:

@@ -69,6 +69,7 @@ def evaluate_command(
     from upfusion.evaluation.run import evaluate_selection
     from upfusion.evaluation.table import write_tables
     from upfusion.runtime.errors import InputError
+    from upfusion.runtime.files import create_folder
 
     if metrics == "list":
         _print_metrics()
@@ -80,7 +81,7 @@ def evaluate_command(
         raise InputError("no dataset was given", "upfusion eval --data data/msrs -m fusion.onnx")
     selections = [select_pairs(folder, split) for folder in data]
     selections = [dataclasses.replace(chosen, pairs=chosen.pairs[:limit]) for chosen in selections]
-    _make_folder(output)
+    create_folder(output)
     with ExitStack() as opened, progress_bar() as bar:
         methods, infos = _methods(models or [], baselines, device, text, opened)
         tables = []
@@ -156,15 +157,6 @@ def _metric_names(metrics: str) -> tuple[str, ...]:
     for name in names:
         metric_named(name)
     return names
-
-
-def _make_folder(folder: Path) -> None:
-    from upfusion.runtime.errors import InputError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}", "choose another -o") from error
 
 
 def _print_table(table: Table) -> None:

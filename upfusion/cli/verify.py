@@ -82,8 +82,8 @@ def _half_and_checkpoint(artifact: Path, reference: Path) -> tuple[Path, Path] |
     An FP32 graph of the same weights stands for the checkpoint if that lies beside it: a graph cannot be told which
     decisions to compute with.
     """
+    from upfusion.export.reference import why_not
     from upfusion.runtime.artifact import CHECKPOINT_SUFFIXES
-    from upfusion.runtime.files import sha256_of
     from upfusion.runtime.manifest import manifest_path, read_manifest
 
     for half, other in ((artifact, reference), (reference, artifact)):
@@ -93,7 +93,7 @@ def _half_and_checkpoint(artifact: Path, reference: Path) -> tuple[Path, Path] |
             return half, other
         for folder in dict.fromkeys((other.parent, half.parent)):
             beside = folder / manifest.source.name
-            if beside.is_file() and sha256_of(beside) == manifest.source.sha256:
+            if why_not(beside, manifest) is None:
                 return half, beside
         console.print(f"numerics and decisions cannot be told apart without {manifest.source.name} beside {other.name}")
     return None
