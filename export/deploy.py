@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import recording
-from upfusion.model.layers import spatial_mean, take_channels
+from upfusion.model.layers import RestormerBlock, spatial_mean, take_channels
 from upfusion.model.network import luma
 from upfusion.model.perturbation import ChannelPerturbation, SelectiveAttention
 from upfusion.text import TextFeatures
@@ -186,3 +186,13 @@ def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
     inside = {module for part in (*behind, deploy.encode, deploy.decode) if part for module in part.modules()}
     named = deploy.named_modules()
     return {name: module for name, module in named if isinstance(module, nn.Conv2d) and module in inside}
+
+
+def full_resolution_blocks(deploy: DeployNetwork) -> tuple[list[RestormerBlock], list[RestormerBlock]]:
+    """Return the blocks with the largest maps: the decoder's and the refinement's (2C channels), the encoders' (C).
+
+    Where a rewrite has put a module of its own in place of the encoders, theirs are not among them.
+    """
+    network = deploy.network
+    encoders = [] if deploy.encode else [*network.encoders_visible[0], *network.encoders_infrared[0]]
+    return [*network.decoders[0], *network.refinement], encoders

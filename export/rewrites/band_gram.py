@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from upfusion.export.deploy import DeployNetwork
-from upfusion.export.rewrites.normalize_gram import NormalizedGram
+from upfusion.export.deploy import DeployNetwork, full_resolution_blocks
+from upfusion.export.rewrites.normalize_gram import NormalizedGram, spatial_norm
 from upfusion.export.rewrites.open_attention import Maps, in_two, open_attentions
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.model.layers import NORM_FLOOR, widen
@@ -21,27 +21,20 @@ class BandedGram(nn.Module):
     def forward(self, maps: Maps, axis: int) -> Tensor:
         """Return the cosines (..., heads, c, c), float32 or wider; ``axis`` is the one that may hold both maps."""
         products: Tensor | None = None
-        norms: tuple[list[Tensor], list[Tensor]] = ([], [])
+        of_bands: tuple[list[Tensor], list[Tensor]] = ([], [])  # norms of the queries, of the keys
         for band in zip(*(each.unflatten(-2, (BANDS, -1)).unbind(-3) for each in maps), strict=True):
             wide = tuple(widen(each) for each in band)
             q, k = in_two(tuple(each.flatten(-2) for each in wide), axis)
             product = q @ k.transpose(-2, -1)
             products = product if products is None else products + product
-            for of_band, norm in zip(norms, in_two(tuple(_norm(each) for each in wide), axis), strict=True):
-                of_band.append(norm)
+            for norms, norm in zip(of_bands, in_two(tuple(spatial_norm(each) for each in wide), axis), strict=True):
+                norms.append(norm)
         assert products is not None
-        norm_q, norm_k = (_root(torch.cat(parts, dim=-1)).clamp_min(NORM_FLOOR) for parts in norms)
+        norm_q, norm_k = (
+            torch.linalg.vector_norm(torch.cat(norms, dim=-1), dim=-1, keepdim=True).clamp_min(NORM_FLOOR)
+            for norms in of_bands
+        )
         return products / (norm_q * norm_k.transpose(-2, -1))
-
-
-def _root(parts: Tensor) -> Tensor:
-    """Return the L2 norm along the last axis, which stays with length 1."""
-    return torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
-
-
-def _norm(maps: Tensor) -> Tensor:
-    """Return each channel's L2 norm of (..., c, H, W) as (..., c, 1), as the norm of the rows' norms."""
-    return _root(torch.linalg.vector_norm(maps, dim=-1))
 
 
 def band_gram(deploy: DeployNetwork) -> RewriteReport:
@@ -54,12 +47,8 @@ def band_gram(deploy: DeployNetwork) -> RewriteReport:
     Exact up to the order of the sums. In half precision only one band of queries and keys is widened to float32 at a
     time. Needs: normalize_gram.
     """
-    network = deploy.network
     attentions = open_attentions(deploy)
-    stages = [network.decoders[0], network.refinement]
-    if deploy.encode is None:
-        stages += [network.encoders_visible[0], network.encoders_infrared[0]]
-    largest = [block.attention for stage in stages for block in stage]
+    largest = [block.attention for blocks in full_resolution_blocks(deploy) for block in blocks]
     done = 0
     for attention in attentions:
         if attention in largest and isinstance(attention.similarity, NormalizedGram):

@@ -7,7 +7,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upfusion.export.deploy import DeployNetwork
+from upfusion.export.deploy import DeployNetwork, full_resolution_blocks
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of
 from upfusion.model.layers import GatedFeedForward
@@ -79,9 +79,9 @@ def group_feed_forward(deploy: DeployNetwork) -> RewriteReport:
     group and the sum is read and written again. So groups are used only at full resolution, where the largest maps
     are: 4 in the decoder's and the refinement's blocks (2C channels), 2 in the encoders'.
     """
-    network = deploy.network
-    groups = dict.fromkeys([*network.decoders[0], *network.refinement], 4)
-    groups |= dict.fromkeys([*network.encoders_visible[0], *network.encoders_infrared[0], network.perturbations[0]], 2)
+    widest, others = full_resolution_blocks(deploy)
+    groups: dict[nn.Module, int] = dict.fromkeys(widest, 4)
+    groups |= dict.fromkeys([*others, deploy.network.perturbations[0]], 2)
     return _grouped(deploy, "group_feed_forward", groups, only_named=True)
 
 

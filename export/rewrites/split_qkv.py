@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
-from upfusion.export.deploy import DeployNetwork
+from upfusion.export.deploy import DeployNetwork, full_resolution_blocks
 from upfusion.export.rewrites.open_attention import OpenAttention, open_attentions
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of, matrix
@@ -21,11 +23,9 @@ def split_qkv(deploy: DeployNetwork) -> RewriteReport:
     x is read three times, so this is done only in the blocks at full resolution. Declines where fold_layer_norm has
     put a norm into the convolution.
     """
-    network = deploy.network
-    largest = [network.decoders[0], network.refinement, network.encoders_visible[0], network.encoders_infrared[0]]
     open_attentions(deploy)
     done, folded = 0, 0
-    for block in (block for stage in largest for block in stage):
+    for block in itertools.chain(*full_resolution_blocks(deploy)):
         attention = block.attention
         if not isinstance(attention, OpenAttention) or not isinstance(attention.to_qkv, nn.Conv2d):
             folded += 1
