@@ -25,7 +25,7 @@ Bytes without fusion count every node that is not a view as reading its operands
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from upfusion.export.cost.graph import Graph, Node
@@ -119,29 +119,78 @@ def bytes_moved(kernel: Kernel, graph: Graph, source: Mapping[str, str]) -> int:
 
 def kernels_of(graph: Graph) -> list[Kernel]:
     """Group the nodes, in their order, by the rules of this module's docstring."""
-    source, region = sources_of(graph), regions_of(graph)
-    producer: dict[str, int] = {}  # tensor -> index of the kernel that makes it
-    kernels: list[Kernel] = []
-    readers = _readers(graph, source)
-    cheap = _recomputable(graph, readers)
+    grouping = _Grouping(graph)
+    cheap = _recomputable(graph, grouping.readers)
     for node in graph.nodes:
-        if is_view(node, graph) or _of_constants(node, graph, source):
-            continue
-        operands = [name for name in node.inputs if name and name not in graph.weights]
-        home = _home(node, operands, graph, source, producer, kernels, readers)
+        if not is_view(node, graph) and not _of_constants(node, graph, grouping.source):
+            grouping.add(node, cheap)
+    _settle(grouping.kernels, graph, grouping.source, cheap)
+    return [kernel for kernel in grouping.kernels if kernel.writes]
+
+
+class _Grouping:
+    """The kernels so far, and who makes and who reads each tensor."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.kernels: list[Kernel] = []
+        self.source = sources_of(graph)
+        self.readers = _readers(graph, self.source)
+        self._graph = graph
+        self._region = regions_of(graph)
+        self._maker: dict[str, int] = {}  # tensor -> index of the kernel that makes it
+
+    def add(self, node: Node, cheap: Mapping[str, Node]) -> None:
+        """Put the next node into the kernel it joins, or into a new one."""
+        home = self._home(node)
         if home is None:
-            kernels.append(Kernel())
-            home = len(kernels) - 1
-        kernel = kernels[home]
+            self.kernels.append(Kernel())
+            home = len(self.kernels) - 1
+        kernel = self.kernels[home]
         kernel.nodes.append(node)
         made = {output for member in kernel.nodes for output in member.outputs}
         for name in node.inputs:
-            if name and source.get(name, name) not in made:
-                kernel.reads |= _reads_through(name, cheap, source, region)
+            if name and self.source.get(name, name) not in made:
+                kernel.reads |= _reads_through(name, cheap, self.source, self._region)
         for output in node.outputs:
-            producer[output] = home
-    _settle(kernels, graph, source, cheap)
-    return [kernel for kernel in kernels if kernel.writes]
+            self._maker[output] = home
+
+    def _home(self, node: Node) -> int | None:
+        """Return the kernel that a node joins, None for a new one."""
+        if is_elementwise(node) or node.kind in COPIES:
+            return self._after_producer(node)
+        return self._after_copy(node) if node.kind in NORMS else None
+
+    def _after_producer(self, node: Node) -> int | None:
+        """Return the kernel that an elementwise node or a copy joins: the latest whose result it alone reads."""
+        homes = []
+        for memory, maker in self._made_operands(node):
+            kernel = self.kernels[maker]
+            if memory in self._graph.outputs:
+                continue
+            if any(reader is not node and reader not in kernel.nodes for reader in self.readers[memory]):
+                continue
+            if kernel.leader.kind in MOVES:
+                continue
+            if node.kind == "Transpose" and kernel.leader.kind in PRODUCTS:
+                continue
+            homes.append(maker)
+        return max(homes, default=None)
+
+    def _after_copy(self, node: Node) -> int | None:
+        """Return the kernel of copies that a norm joins: it then reads in another order, or another type."""
+        for memory, maker in self._made_operands(node):
+            only_copies = all(member.kind in COPIES or is_elementwise(member) for member in self.kernels[maker].nodes)
+            if only_copies and all(reader is node for reader in self.readers[memory]):
+                return maker
+        return None
+
+    def _made_operands(self, node: Node) -> Iterator[tuple[str, int]]:
+        """Yield the memory and the kernel of each operand that a kernel made and that is as large as the result."""
+        size = self._graph.tensors[node.outputs[0]].size
+        for name in node.inputs:
+            memory = self.source.get(name, name)
+            if name and memory in self._maker and self._graph.tensors[memory].size == size:
+                yield memory, self._maker[memory]
 
 
 def _of_constants(node: Node, graph: Graph, source: dict[str, str]) -> bool:
@@ -208,57 +257,6 @@ def _reads_through(
     return {
         read for operand in cheap[memory].inputs if operand for read in _reads_through(operand, cheap, source, region)
     }
-
-
-def _home(
-    node: Node,
-    operands: Iterable[str],
-    graph: Graph,
-    source: dict[str, str],
-    producer: dict[str, int],
-    kernels: list[Kernel],
-    readers: dict[str, list[Node]],
-) -> int | None:
-    """Return the kernel that an elementwise node or a copy joins, None for a new one."""
-    if not (is_elementwise(node) or node.kind in COPIES):
-        return _after_copy(node, operands, graph, source, producer, kernels, readers)
-    size = graph.tensors[node.outputs[0]].size
-    homes = []
-    for name in operands:
-        memory = source.get(name, name)
-        if memory not in producer or graph.tensors[memory].size != size or memory in graph.outputs:
-            continue
-        kernel = kernels[producer[memory]]
-        if any(reader is not node and reader not in kernel.nodes for reader in readers[memory]):
-            continue
-        if kernel.leader.kind in MOVES:
-            continue
-        if node.kind == "Transpose" and kernel.leader.kind in PRODUCTS:
-            continue
-        homes.append(producer[memory])
-    return max(homes, default=None)
-
-
-def _after_copy(
-    node: Node,
-    operands: Iterable[str],
-    graph: Graph,
-    source: dict[str, str],
-    producer: dict[str, int],
-    kernels: list[Kernel],
-    readers: dict[str, list[Node]],
-) -> int | None:
-    """Return the kernel of copies that a norm joins: it then reads in another order, or another type."""
-    if node.kind not in NORMS:
-        return None
-    for name in operands:
-        memory = source.get(name, name)
-        if memory in producer and graph.tensors[memory].size == graph.tensors[node.outputs[0]].size:
-            kernel = kernels[producer[memory]]
-            only_copies = all(member.kind in COPIES or is_elementwise(member) for member in kernel.nodes)
-            if only_copies and all(reader is node for reader in readers[memory]):
-                return producer[memory]
-    return None
 
 
 def _settle(kernels: list[Kernel], graph: Graph, source: Mapping[str, str], cheap: Collection[str]) -> None:
