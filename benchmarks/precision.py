@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import json
 import platform
 import sys
@@ -29,9 +28,10 @@ import onnx
 import onnxruntime
 import torch
 
+from benchmarks.golden import ROOT, SHARED, golden_checkpoint
 from upfusion.bench.machine import machine
 from upfusion.calibration.calibrate import calibrate
-from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from upfusion.checkpoint import load_checkpoint
 from upfusion.cli.sizes import parse_size
 from upfusion.export.accuracy.flips import Flips
 from upfusion.export.accuracy.measure import EmulatedBackend, PairAccuracy, Reference, compared, truth_of
@@ -43,11 +43,8 @@ from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import write_image
 from upfusion.runtime.manifest import SizeRange, read_manifest
 from upfusion.runtime.pairs import Pair, find_pairs, read_pair
-from upfusion.text import TextFeatures
 from upfusion.weights import TINY
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 RESULT = ROOT / "benchmarks" / "results" / "precision.json"
 FORMS = ("nearest", "calibrated")
 SIZES = SizeRange(minimum=(64, 64), optimum=(96, 128), maximum=(1024, 1280))
@@ -61,32 +58,6 @@ SETS = {
 }
 CALIBRATION_SETS = {"roadscene": 3, "llvip": 3, "harvard/pet_mri": 1, "harvard/ct_mri": 1}
 """How many training pairs of each set: eight, as many as a calibration keeps crops of."""
-
-
-def module_at(path: Path) -> Any:
-    """Import a script that lies outside any package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def golden_checkpoint(recipe: str, folder: Path) -> Checkpoint:
-    """Write a golden recipe's network as a checkpoint with its text vector, and load it."""
-    golden = SHARED / "golden"
-    make_weights = module_at(golden / "make_weights.py")
-    network_of = module_at(ROOT / "tests" / "golden" / "golden_adapter.py").network_of
-    settings = make_weights.load_recipe(str(golden / "recipe.json"), recipe)
-    config = json.loads((golden / settings["keys_file"]).read_text())["config"]
-    uniform = make_weights.uniform01(settings["text"], 512)
-    feature = ((2 * uniform - 1) * np.sqrt(3) * 10 / np.sqrt(512)).astype(np.float32)[None]
-    text = TextFeatures(features=feature, prompt="golden", encoder=f"golden recipe {recipe}")
-    path = folder / f"{recipe}.safetensors"
-    network = network_of(make_weights.make_state_dict(settings), config)
-    save_checkpoint(network, path, text=text, provenance={"weights": f"golden recipe {recipe}"})
-    return load_checkpoint(path)
 
 
 def pairs_of(name: str, split: str, count: int) -> list[Pair]:

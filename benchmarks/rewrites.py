@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import json
-import re
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
+from benchmarks.golden import GOLDEN, golden_network
 from upfusion.bench.machine import machine
-from upfusion.checkpoint import UNUSED, authors_key
 from upfusion.cli.sizes import parse_sizes
-from upfusion.config import PRESETS
 from upfusion.export import deploy as deploy_module
+from upfusion.export.builder.engine import request_from_contract
+from upfusion.export.builder.options import BuildOptions
+from upfusion.export.builder.process import build_in_worker
 from upfusion.export.cost import cost_of, gpu_named, read_graph
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
 from upfusion.export.onnx_export import ExportOptions, WithDecisions, contract_of, graph_of
@@ -78,22 +76,6 @@ def spell_out(deploy: DeployNetwork) -> None:
                 setattr(parent, name, SpelledNorm(child))
 
 
-def golden_network(golden: Path) -> tuple[FusionNetwork, TextFeatures]:
-    """Return the base network with the weights of recipe ``full``, and the golden text."""
-    sys.path.insert(0, str(golden))
-    make_weights = importlib.import_module("make_weights")
-    values = make_weights.make_state_dict(make_weights.load_recipe(golden / "recipe.json", "full"))
-    network = FusionNetwork(PRESETS["base"]).eval().requires_grad_(False)
-    state = {
-        name: torch.from_numpy(values[authors_key(name)]).reshape(tensor.shape)
-        for name, tensor in network.state_dict().items()
-    }
-    assert len(state) == sum(not UNUSED.match(key) for key in values)
-    network.load_state_dict(state)
-    text = np.load(golden / "full_64x64.npz")["text"].astype(np.float32)
-    return network, TextFeatures(features=text, prompt="golden", encoder="recipe")
-
-
 def export(network: FusionNetwork, text: TextFeatures, form: str, options: ExportOptions, path: Path) -> float:
     """Write one form without comparing it (the tests do); return the seconds it took."""
     start = time.perf_counter()
@@ -131,37 +113,17 @@ def counted(path: Path) -> dict[str, object]:
     }
 
 
-def built(path: Path) -> dict[str, object]:
+def built(graph: Path, options: ExportOptions) -> dict[str, object]:
     """Build with TensorRT-RTX and return what it reports; nothing runs on a GPU."""
-    import tensorrt_rtx as trt
-
-    class Reports(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: object, msg: str) -> None:
-            self.lines.append(msg)
-
-        def bytes_of(self, what: str) -> int:
-            found = (re.match(rf"Total {what} Memory: (\d+) bytes", line) for line in self.lines)
-            return max(int(match[1]) for match in found if match)
-
     start = time.perf_counter()
-    logger = Reports()
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        raise SystemExit(f"{path.name}: {parser.get_error(0).desc()}")
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if builder.build_serialized_network(network, config) is None:
-        raise SystemExit(f"{path.name}: {logger.lines[-3:]}")
+    plan = graph.with_suffix(".engine")
+    build = BuildOptions(builder="tensorrt-rtx")
+    request = request_from_contract(contract_of(options), options.precision, graph, plan, "tensorrt-rtx", build)
+    finished = build_in_worker(request)
     return {
-        "builder": f"tensorrt-rtx {trt.__version__}",
-        "activation_memory_bytes": logger.bytes_of("Activation"),
-        "weights_bytes": logger.bytes_of("Weights"),
+        "builder": f"tensorrt-rtx {finished.version}",
+        "activation_memory_bytes": finished.activation_memory_bytes,
+        "weights_bytes": finished.weights_bytes,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -179,13 +141,13 @@ def add(form: str, size: str, figures: dict[str, object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--golden", type=Path, default=Path("../shared/golden"))
+    parser.add_argument("--golden", type=Path, default=GOLDEN)
     parser.add_argument("--size", default="480x640")
     parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--precisions", default="fp32,fp16")
     parser.add_argument("--engines", action="store_true", help="build the FP16 graphs with TensorRT-RTX")
     arguments = parser.parse_args()
-    network, text = golden_network(arguments.golden)
+    network, text = golden_network("full", arguments.golden)
     for form in arguments.forms.split(","):
         for precision in arguments.precisions.split(","):
             options = ExportOptions(precision=precision, sizes=parse_sizes(arguments.size))
@@ -194,7 +156,7 @@ def main() -> None:
                 seconds = export(network, text, form, options, path)
                 figures = {"export_seconds": round(seconds, 1), **counted(path)}
                 if arguments.engines and precision == "fp16":
-                    figures["engine"] = built(path)
+                    figures["engine"] = built(path, options)
             add(form, arguments.size, {precision: figures})
             print(form, precision, {name: value for name, value in figures.items() if name != "node_kinds"}, flush=True)
 

@@ -65,7 +65,7 @@ def engine_from_onnx(
     log.info("builder %s: %s", choice.builder, choice.reason)
     began = time.monotonic()
     with replacing(engine_path) as temporary:
-        request = request_from_manifest(graph, onnx_path, temporary, choice.builder, options)
+        request = request_from_contract(graph.contract, graph.precision, onnx_path, temporary, choice.builder, options)
         finished = build_in_worker(request, progress)
         engine = dataclasses.replace(
             graph,
@@ -88,17 +88,17 @@ def engine_from_onnx(
     return read_manifest(engine_path)
 
 
-def request_from_manifest(
-    graph: Manifest, onnx_path: Path, plan: Path, builder: BuilderName, options: BuildOptions
+def request_from_contract(
+    contract: Contract, precision: str, onnx_path: Path, plan: Path, builder: BuilderName, options: BuildOptions
 ) -> Request:
     """Return what the worker is told: the graph's contract with every named size made a number."""
     return Request(
         builder=builder,
         onnx=str(onnx_path),
         plan=str(plan),
-        precision=graph.precision,
-        inputs=tuple(_tensor_request(tensor, graph.contract, onnx_path) for tensor in graph.contract.inputs),
-        outputs=tuple(_tensor_request(tensor, graph.contract, onnx_path) for tensor in graph.contract.outputs),
+        precision=precision,
+        inputs=tuple(_tensor_request(tensor, contract, onnx_path) for tensor in contract.inputs),
+        outputs=tuple(_tensor_request(tensor, contract, onnx_path) for tensor in contract.outputs),
         targets=options.targets if builder == "tensorrt-rtx" else (),
         timing_cache=str(options.timing_cache) if options.timing_cache else None,
         workspace_bytes=options.workspace_bytes,
