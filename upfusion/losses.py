@@ -1,5 +1,7 @@
 """What training minimises: the paper's terms, and differentiable forms of three fusion metrics.
 
+A fourth metric, Q_P, is large enough for its own file: ``upfusion.phase_loss``.
+
 Images are (B, 1, H, W) float in 0..1. Every term is a scalar mean over the batch.
 """
 
@@ -42,14 +44,14 @@ def gradient_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return F.l1_loss(sobel_magnitude(fused), target)
 
 
-def _gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
+def gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
     """Return a normalised 1-D Gaussian of the given length."""
     x = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2
     window = torch.exp(-x.square() / (2 * sigma**2))
     return window / window.sum()
 
 
-def _filtered(maps: Tensor, window: Tensor, padding: int = 0) -> Tensor:
+def separably_filtered(maps: Tensor, window: Tensor, padding: int = 0) -> Tensor:
     """Filter each channel of (B, C, H, W) separably with a symmetric 1-D window."""
     channels, size = maps.shape[1], window.numel()
     rows = window.view(1, 1, size, 1).expand(channels, 1, size, 1)
@@ -65,13 +67,13 @@ def _filtered(maps: Tensor, window: Tensor, padding: int = 0) -> Tensor:
 def _moments(x: Tensor, y: Tensor, window: Tensor, padding: int = 0) -> tuple[Tensor, ...]:
     """Return local means, variances (biased, ``E[x^2] - mean^2``) and the covariance of two images."""
     stacked = torch.cat([x, y, x * x, y * y, x * y], dim=1)
-    mean_x, mean_y, xx, yy, xy = _filtered(stacked, window, padding).chunk(5, dim=1)
+    mean_x, mean_y, xx, yy, xy = separably_filtered(stacked, window, padding).chunk(5, dim=1)
     return mean_x, mean_y, xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Return the mean SSIM: 11x11 Gaussian window, sigma 1.5, zero padding 5, for the range 0..1."""
-    mean_x, mean_y, var_x, var_y, covariance = _moments(x, y, _gaussian(11, 1.5, x), padding=5)
+    mean_x, mean_y, var_x, var_y, covariance = _moments(x, y, gaussian_window(11, 1.5, x), padding=5)
     c1, c2 = 0.01**2, 0.03**2
     ratio = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return (ratio / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()
@@ -132,9 +134,9 @@ def visual_information_loss(fused: Tensor, first: Tensor, second: Tensor) -> Ten
         shared = information = fused.new_zeros(())
         for scale in range(1, 5):
             size = 2 ** (5 - scale) + 1
-            window = _gaussian(size, size / 5, fused)
+            window = gaussian_window(size, size / 5, fused)
             if scale > 1:
-                both = _filtered(torch.cat([reference, distorted], dim=1), window)[..., ::2, ::2]
+                both = separably_filtered(torch.cat([reference, distorted], dim=1), window)[..., ::2, ::2]
                 reference, distorted = both.chunk(2, dim=1)
             _, _, var_x, var_y, covariance = _moments(reference, distorted, window)
             var_x, var_y = var_x.clamp(min=0), var_y.clamp(min=0)

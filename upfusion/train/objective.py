@@ -9,6 +9,7 @@ from torch import Tensor
 
 from upfusion import losses
 from upfusion.model.network import luma
+from upfusion.phase_loss import phase_transfer_loss
 from upfusion.train.recipes import Recipe
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,6 +21,7 @@ TERMS: dict[str, Term] = {
     "metric ssim": losses.metric_ssim_loss,
     "visual information": losses.visual_information_loss,
     "edge transfer": losses.edge_transfer_loss,
+    "phase transfer": phase_transfer_loss,
 }
 
 
