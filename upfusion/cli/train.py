@@ -17,6 +17,7 @@ class RecipeName(enum.StrEnum):
     PAPER = "paper"
     AUTHORS_CODE = "authors-code"
     SHIPPED = "shipped"
+    REFINE = "refine"
 
 
 class PrecisionName(enum.StrEnum):
@@ -51,9 +52,10 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")],
-    recipe: Annotated[RecipeName, typer.Option(help="paper, authors-code, or that of the shipped weights.")] = (
-        RecipeName.PAPER
-    ),
+    recipe: Annotated[
+        RecipeName,
+        typer.Option(help="paper, authors-code, or as the shipped weights began (shipped) and ended (refine)."),
+    ] = RecipeName.PAPER,
     preset: Annotated[str, typer.Option(help="Size of the network: base, small or tiny.")] = "base",
     text: Annotated[
         Path | None, typer.Option(help="Text feature (upfusion text), stored with the weights.", show_default=False)
@@ -110,6 +112,9 @@ def train(
 
       upfusion train --data roadscene@0.62 --data harvard/pet_mri@0.38 --preset tiny --recipe shipped
       --stand-in-text --steps 4000 -o runs/tiny
+
+      upfusion train --data roadscene@0.62 --data harvard/pet_mri@0.38 --preset tiny --recipe refine
+      --start runs/tiny/model.safetensors --steps 4000 -o runs/refined
     """
     from upfusion.train.distributed import processes
     from upfusion.train.loop import WEIGHTS, StepReport

@@ -93,7 +93,8 @@ RECIPES: dict[str, Recipe] = {
         initialisation="default",
         trunk_noise=True,
     ),
-    # For small networks and short runs, as the weights in this package.
+    # The two ends of how the weights in this package were made (their model card has the whole way). This one starts
+    # from nothing: images close to the maximum first, since metrics say little about a network that copies nothing yet.
     "shipped": Recipe(
         terms=(("intensity", 15.0), ("gradient", 15.0), ("structure", 1.0), ("edge transfer", 3.0)),
         visible_plane="luma",
@@ -111,6 +112,34 @@ RECIPES: dict[str, Recipe] = {
         reshuffle=True,
         clip_norm=1.0,
         ema=0.98,
+        initialisation="ready to copy",
+        trunk_noise=False,
+    ),
+    # And this one goes on from trained weights (--start), straight for the metrics. The intensity keeps the brightness,
+    # which none of them sees.
+    "refine": Recipe(
+        terms=(
+            ("intensity", 8.0),
+            ("gradient", 2.0),
+            ("metric ssim", 14.0),
+            ("visual information", 6.0),
+            ("edge transfer", 10.0),
+            ("phase transfer", 5.0),
+        ),
+        visible_plane="luma",
+        learning_rate=1e-3,
+        final_learning_rate=1e-5,
+        schedule="cosine",
+        betas=(0.9, 0.99),
+        epochs=10,
+        batch=2,
+        crop=96,
+        flips=True,
+        darken=0.2,
+        swap=0.5,
+        reshuffle=True,
+        clip_norm=1.0,
+        ema=0.997,
         initialisation="ready to copy",
         trunk_noise=False,
     ),
