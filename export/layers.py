@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from upfusion.export.accuracy.half_graph import emulate_half
+from upfusion.export.onnx_file import read_onnx
 from upfusion.export.simplify import SCOPES_KEY
 from upfusion.runtime.errors import ArtifactError, InputError, MissingDependencyError
 from upfusion.runtime.images import prepare
@@ -94,7 +96,7 @@ def compare_layers(artifact: Path, reference: Path, pair: Pair, where: Where = "
             "export both from one checkpoint",
         )
     feeds = [_feed(pair, manifest, path) for manifest, path in zip(manifests, (artifact, reference), strict=True)]
-    marked = [mark_blocks(onnx.load(path)) for path in (artifact, reference)]
+    marked = [mark_blocks(read_onnx(path)) for path in (artifact, reference)]
     common = _outputs(marked[0]) - set(ORDERS.values())
     if any(manifest.contract.io == "image" for manifest in manifests):
         common.discard(manifests[1].contract.outputs[0].name)  # bytes, whose differences wrap around
@@ -216,12 +218,12 @@ def _runner(model: onnx.ModelProto, name: str, where: Where) -> BaseRunner:
 
 def _tensorrt_runner(model: onnx.ModelProto, name: str) -> Any:
     """Return a runner that builds the marked graph, strongly typed, for the GPU of this machine."""
-    try:
-        from polygraphy.backend.trt import EngineFromNetwork, NetworkFromOnnxBytes, TrtRunner
-
-        network = NetworkFromOnnxBytes(model.SerializeToString(), strongly_typed=True)
-        return TrtRunner(EngineFromNetwork(network), name=name)
-    except ImportError as error:
+    if importlib.util.find_spec("tensorrt") is None:  # Polygraphy would look for it only when it builds
         raise MissingDependencyError(
-            "running layers in TensorRT needs the tensorrt package", "pip install tensorrt-cu12, or leave --layers-on"
-        ) from error
+            "running layers in TensorRT needs the tensorrt package",
+            "pip install 'upfusion[tensorrt]', or leave --layers-on out",
+        )
+    from polygraphy.backend.trt import EngineFromNetwork, NetworkFromOnnxBytes, TrtRunner
+
+    network = NetworkFromOnnxBytes(model.SerializeToString(), strongly_typed=True)
+    return TrtRunner(EngineFromNetwork(network), name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -16,12 +17,30 @@ def create_folder(folder: Path) -> None:
     """Create an output folder and what lies above it, where they are not there yet.
 
     Raises:
-        InputError: it cannot be created, or is a file.
+        InputError: it cannot be created or written into, or is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot create {folder}: {error.strerror}", "choose another output folder") from error
+        problem = "it is a file" if folder.is_file() else error.strerror
+        raise InputError(f"cannot create the folder {folder}: {problem}", "choose another output folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written into the folder {folder}", "choose another output folder")
+
+
+def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise unless a file can be written at ``path``: asked before long work, whose result would be lost.
+
+    Raises:
+        InputError: none of ``suffixes``, a folder, or in a folder that is not there or cannot be written.
+    """
+    target = Path(path)
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise InputError(
+            f"{target}: what is written here ends in {' or '.join(suffixes)}",
+            f"name it {target.with_name(target.name + suffixes[0])}",
+        )
+    _temporary_beside(target).unlink()
 
 
 @contextlib.contextmanager
@@ -32,24 +51,48 @@ def replacing(path: str | Path) -> Iterator[Path]:
     block raises, the temporary is removed and a file that was there before stays as it was.
 
     Raises:
-        InputError: the folder does not exist or cannot be written.
+        InputError: ``path`` is a folder, its own folder does not exist or cannot be written, or the disk is full.
     """
     target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(target.suffixes[-2:]), dir=target.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror}",
-            f"create the folder {target.parent}, or choose another output path",
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_beside(target)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise InputError(
+            f"cannot write {target}: {error.strerror}", "free some space, or choose another output path"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing fails with where there is no room: on the disk, in the user's share of it, within a limit."""
+
+
+def _temporary_beside(target: Path) -> Path:
+    """Create an empty file that can become ``target`` by renaming.
+
+    Raises:
+        InputError: as :func:`replacing`'s.
+    """
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder", f"name a file: {target / 'NAME'}")
+    try:
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(target.suffixes[-2:]), dir=target.parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            remedy = "free some space, or choose another output path"
+        elif isinstance(error, FileNotFoundError):
+            remedy = f"create the folder {target.parent}, or choose another output path"
+        else:
+            remedy = "choose another output path"
+        raise InputError(f"cannot write {target}: {error.strerror}", remedy) from error
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:

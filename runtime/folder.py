@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from upfusion.runtime.errors import InputError, UPFusionError
-from upfusion.runtime.files import create_folder
+from upfusion.runtime.files import check_output, create_folder
 from upfusion.runtime.fuser import Color, Fuser
 from upfusion.runtime.images import SUFFIXES, write_image
 from upfusion.runtime.pairs import Pair
@@ -42,7 +42,13 @@ def output_paths(pairs: Sequence[Pair], output: Path) -> dict[str, Path]:
         InputError: the output is an input, or a file where a folder is needed.
     """
     if len(pairs) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
+        check_output(output)
         paths = {pairs[0].name: output}
+    elif len(pairs) == 1 and output.suffix and not output.is_dir():
+        raise InputError(
+            f"{output}: cannot write {output.suffix}",
+            f"use {', '.join(SUFFIXES)}; if a folder is meant, create {output} first",
+        )
     else:
         if output.is_file() or output.suffix.lower() in SUFFIXES:
             raise InputError(f"{output} is a file, and {len(pairs)} images need a folder", "name a folder with -o")

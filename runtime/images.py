@@ -81,13 +81,8 @@ def write_image(path: str | Path, image: Image, provenance: str = "") -> None:
     done, encoded = cv2.imencode(path.suffix.lower(), image[..., ::-1] if image.ndim == 3 else image)
     if not done:
         raise InputError(f"{path}: a {image.dtype} image cannot be written as {path.suffix}", "write .png instead")
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(_with_comment(encoded.tobytes(), provenance))
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}", "free some space or choose another output folder"
-        ) from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(_with_comment(encoded.tobytes(), provenance))
 
 
 def check_image(image: object, name: str) -> Image:

@@ -236,7 +236,11 @@ def read_manifest(artifact: str | Path) -> Manifest:
     path = manifest_path(artifact)
     if not path.is_file():
         raise ManifestError(f"{path} is missing", f"keep {path.name} beside {artifact.name}, or make both again")
-    manifest = Manifest.from_json(path.read_text(encoding="utf-8"), where=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not text: {error.reason}", "export or build the artifact again") from error
+    manifest = Manifest.from_json(text, where=str(path))
     found = sha256_of(artifact)
     if manifest.sha256 != found:
         raise ArtifactError(

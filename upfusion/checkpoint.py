@@ -181,10 +181,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such checkpoint", "check the path")
     with open(path, "rb") as stream:
         head = stream.read(9)
-    # A safetensors file starts with the length of a JSON object; a torch file is a zip archive or a pickle.
+    # A safetensors file starts with the length of a JSON object; a torch file is a zip archive, or once was a pickle.
     if head[8:9] == b"{":
         return _load_ours(path)
-    return _load_authors(path)
+    if head.startswith((b"PK", b"\x80")):
+        return _load_authors(path)
+    raise CheckpointError(
+        f"{path} is {'no checkpoint' if head else 'empty'}",
+        "copy or download it again; it must be the authors' .pth or a .safetensors written by upfusion",
+    )
 
 
 def save_checkpoint(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfusion.runtime.files import create_folder
 from upfusion.runtime.images import write_image
 from upfusion.runtime.pairs import Pair
 
@@ -143,7 +144,7 @@ def write_samples(folder: Path) -> list[Pair]:
     for name, draw in SAMPLES.items():
         paths = []
         for part, image in zip(("first", "second"), draw(), strict=True):
-            (folder / part).mkdir(parents=True, exist_ok=True)
+            create_folder(folder / part)
             paths.append(folder / part / f"{name}.png")
             write_image(paths[-1], image)
         pairs.append(Pair(name=name, first=paths[0], second=paths[1]))

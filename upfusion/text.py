@@ -69,6 +69,10 @@ def load_text(path: str | Path) -> TextFeatures:
         InputError: the file is missing or is not a text feature.
     """
     remedy = 'make one with: upfusion text "PROMPT" -o text.npz'
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such text feature", remedy)
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not a text feature: not an .npz file, or truncated", remedy)
     try:
         with np.load(path, allow_pickle=False) as file:
             return TextFeatures(

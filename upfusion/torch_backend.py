@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from upfusion.checkpoint import Checkpoint
 from upfusion.model.decisions import recording
-from upfusion.runtime.errors import InputError
+from upfusion.runtime.errors import DeviceError, InputError
 from upfusion.text import TextFeatures
 
 
@@ -21,8 +22,10 @@ class TorchBackend:
         """Take the network of a loaded checkpoint; ``text`` overrides the feature that it carries.
 
         Raises:
-            InputError: there is no text feature.
+            InputError: there is no text feature, or no device of that name.
+            DeviceError: there is no such GPU here.
         """
+        _check_device(device)
         text = text or checkpoint.text
         if text is None:
             raise InputError(
@@ -50,3 +53,15 @@ class TorchBackend:
     def close(self) -> None:
         """Let go of the network."""
         del self._model
+
+
+def _check_device(name: str) -> None:
+    """Raise unless PyTorch can run on a device of that name."""
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise InputError(f"a checkpoint does not run on {name!r}", "use --device auto, cpu, cuda or cuda:1")
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"{name} was asked for, and PyTorch {torch.__version__} sees {torch.cuda.device_count()} GPUs",
+            "use --device cpu, or see: upfusion doctor",
+        )

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, numpy_helper, shape_inference
 from onnxscript import optimizer
 
+from upfusion.export.onnx_file import read_onnx
 from upfusion.runtime.errors import ArtifactError
 from upfusion.runtime.manifest import METADATA_KEY, Manifest
 
@@ -84,12 +85,7 @@ def read_graph(path: str | Path, size: tuple[int, int] | None = None) -> Graph:
         ArtifactError: no ONNX, or shapes that cannot be inferred.
     """
     path = Path(path)
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's errors share no public base
-        raise ArtifactError(
-            f"{path} is not an ONNX graph: {error}", "name a file that upfusion export wrote"
-        ) from error
+    model = read_onnx(path)
     manifest = _manifest_of(model)
     weights = _lift_weights(model)
     found = _fix_inputs(model, weights, size or (manifest.contract.sizes.optimum if manifest else None), path)

@@ -66,5 +66,5 @@ def test_what_cannot_be_counted(graphs: tuple[Path, Path], tmp_path: Path):
         inspect(graphs[0], "--gpu", "Voodoo")
     assert "RTX 4090" in caught.value.hint
     (tmp_path / "x.onnx").write_text("no graph")
-    with pytest.raises(ArtifactError, match="not an ONNX graph"):
+    with pytest.raises(ArtifactError, match="not an ONNX file"):
         inspect(tmp_path / "x.onnx")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upfusion.cli.console import check_line, console, print_json, progress_bar
+from upfusion.cli.numbers import not_nan
 
 if TYPE_CHECKING:
     from upfusion.export.acceptance import AcceptanceReport
@@ -35,9 +36,11 @@ def accept(
             show_default=False,
         ),
     ] = None,
-    psnr: Annotated[float, typer.Option(help="What every pair must reach, in dB on the 8-bit image.")] = 50.0,
+    psnr: Annotated[
+        float, typer.Option(callback=not_nan, help="What every pair must reach, in dB on the 8-bit image.")
+    ] = 50.0,
     metrics: Annotated[bool, typer.Option("--metrics", help="Report the change of the fusion metrics too.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Use the first N pairs only.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first N pairs only.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or tensorrt.")] = "auto",
     text: Annotated[
         Path | None, typer.Option(help="Text feature, if the reference is a checkpoint.", show_default=False)
@@ -57,8 +60,12 @@ def accept(
       upfusion accept fusion16.onnx --data vis/ ir/ --reference fusion.onnx --psnr 48
     """
     from upfusion.export.acceptance import record_acceptance
+    from upfusion.runtime.files import check_output
+    from upfusion.runtime.manifest import manifest_path
     from upfusion.runtime.pairs import find_pairs
 
+    if artifact.is_file():
+        check_output(manifest_path(artifact))  # the verdict goes there
     pairs = find_pairs(*data)[:limit]
     report = judged(artifact, pairs, reference=reference, psnr=psnr, with_metrics=metrics, device=device, text=text)
     manifest = record_acceptance(artifact, report)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upfusion.cli.console import console, print_json, progress_bar, wrote
+from upfusion.cli.numbers import not_nan
 from upfusion.cli.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def bench(
         ),
     ] = None,
     contexts: Annotated[str, typer.Option(help="Calls at the same time, for throughput, such as 1,2,4.")] = "1",
-    seconds: Annotated[float, typer.Option(min=0, help="Length of one of the three windows of throughput.")] = 1.5,
+    seconds: Annotated[
+        float, typer.Option(min=0, callback=not_nan, help="Length of one of the three windows of throughput.")
+    ] = 1.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, tensorrt (ONNX Runtime's).")] = "auto",
     threads: Annotated[
         int, typer.Option(min=0, help="Run ONNX files on the CPU with this many threads; 0: one per core.")

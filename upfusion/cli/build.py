@@ -9,6 +9,7 @@ import typer
 
 from upfusion.cli.accept import REJECTED_CODE
 from upfusion.cli.console import check_line, console, fraction_bar, print_json, wrote
+from upfusion.cli.numbers import not_nan, positive
 
 if TYPE_CHECKING:
     from upfusion.export.builder import BuildOptions
@@ -39,7 +40,8 @@ def build(
         typer.Option(help="Measurements to start from and to add to (tensorrt only).", show_default=False),
     ] = None,
     workspace: Annotated[
-        float | None, typer.Option(metavar="GB", help="Scratch memory that a layer may use.", show_default=False)
+        float | None,
+        typer.Option(metavar="GB", callback=positive, help="Scratch memory that a layer may use.", show_default=False),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="0 (fast build) to 5 (slow build); tensorrt only.", show_default=False)
@@ -62,7 +64,9 @@ def build(
         Path | None,
         typer.Option(help="With --accept: text feature, if the reference is a checkpoint.", show_default=False),
     ] = None,
-    psnr: Annotated[float, typer.Option(help="With --accept: what every pair must reach, in dB.")] = 50.0,
+    psnr: Annotated[
+        float, typer.Option(callback=not_nan, help="With --accept: what every pair must reach, in dB.")
+    ] = 50.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the builder's own log.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the engines' manifests as JSON on stdout.")] = False,
 ) -> None:
@@ -87,6 +91,8 @@ def build(
 
     from upfusion.export.builder import BuildOptions, choose_builder, installed_gpus
     from upfusion.export.builder.options import engines_from_pattern, targets_from_text
+    from upfusion.runtime.artifact import ENGINE_SUFFIXES
+    from upfusion.runtime.files import check_output
 
     options = BuildOptions(
         builder=builder,
@@ -103,7 +109,10 @@ def build(
     options = dataclasses.replace(options, builder=choice.builder)
     gate = _Gate(graph, accept, reference, text, psnr) if accept else None
     manifests = []
-    for path, one in engines_from_pattern(output, options):
+    engines = engines_from_pattern(output, options)
+    for path, _ in engines:
+        check_output(path, ENGINE_SUFFIXES)
+    for path, one in engines:
         place, manifest = _built(graph, path, one, gate)
         manifests.append(manifest)
         _report(manifest)

@@ -26,7 +26,7 @@ def calibrate(
         Path | None,
         typer.Option(help="Text feature (upfusion text); default: the one in the checkpoint.", show_default=False),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N pairs only.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first N pairs only.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON on stdout.")] = False,
 ) -> None:
     """Run the FP32 network over real pairs and record what a half-precision export must know.
@@ -47,9 +47,11 @@ def calibrate(
     from upfusion.calibration.table import decision_table, range_table, sum_table
     from upfusion.checkpoint import load_checkpoint
     from upfusion.cli.sizes import parse_size
+    from upfusion.runtime.files import check_output
     from upfusion.runtime.pairs import find_pairs
     from upfusion.text import load_text
 
+    check_output(output, (".json",))
     target = parse_size(size)
     pairs = find_pairs(*data)[:limit]
     features = load_text(text) if text else None

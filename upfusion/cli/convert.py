@@ -24,8 +24,10 @@ def convert(
     files hold 264 tensors that the network never uses, which are left out.
     """
     from upfusion.checkpoint import load_checkpoint, save_checkpoint
+    from upfusion.runtime.files import check_output
     from upfusion.text import load_text
 
+    check_output(output, (".safetensors",))
     features = load_text(text) if text else None
     with spinner() as bar:
         bar.add_task(f"reading {checkpoint}")

@@ -38,10 +38,11 @@ def demo(
     from upfusion.export.verify import compare_artifacts
     from upfusion.runtime import load
     from upfusion.runtime.errors import VerificationError
+    from upfusion.runtime.files import create_folder
     from upfusion.samples import write_samples
     from upfusion.weights import TINY
 
-    output.mkdir(parents=True, exist_ok=True)
+    create_folder(output)
     pairs = write_samples(output / "samples")
     check_line(True, "samples", f"{len(pairs)} pairs drawn")
     with spinner() as bar:
@@ -115,11 +116,12 @@ def _build(graph: Path, engine: Path, bar: Progress) -> tuple[str, str, str]:
 
 def _fuse(fuser: Fuser, pairs: list[Pair], output: Path) -> float:
     """Write every fused pair and return the median time of the first one in milliseconds."""
+    from upfusion.runtime.files import create_folder
     from upfusion.runtime.images import write_image
     from upfusion.runtime.pairs import read_pair
 
     folder = output / "fused"
-    folder.mkdir(exist_ok=True)
+    create_folder(folder)
     for pair in pairs:
         write_image(folder / f"{pair.name}.png", fuser(*read_pair(pair)))
     check_line(True, "fuse", f"{len(pairs)} pairs to {folder}")

@@ -81,9 +81,9 @@ def evaluate_command(
         raise InputError("no dataset was given", "upfusion eval --data data/msrs -m fusion.onnx")
     selections = [select_pairs(folder, split) for folder in data]
     selections = [dataclasses.replace(chosen, pairs=chosen.pairs[:limit]) for chosen in selections]
-    create_folder(output)
     with ExitStack() as opened, progress_bar() as bar:
         methods, infos = _methods(models or [], baselines, device, text, opened)
+        create_folder(output)
         tables = []
         for selection in selections:
             task = bar.add_task(selection.name, total=len(selection.pairs))
@@ -150,10 +150,13 @@ def _methods(
 
 def _metric_names(metrics: str) -> tuple[str, ...]:
     from upfusion.metrics import METRICS, PAPER_METRICS, metric_named
+    from upfusion.runtime.errors import InputError
 
     if metrics in ("paper", "all"):
         return PAPER_METRICS if metrics == "paper" else tuple(METRICS)
     names = tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
+    if not names:
+        raise InputError(f"--metrics {metrics} names none", "upfusion eval --metrics list shows them")
     for name in names:
         metric_named(name)
     return names

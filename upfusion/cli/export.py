@@ -87,6 +87,7 @@ def export(
     from upfusion.export.onnx_export import DYNAMIC_SIZES, ExportOptions, export_onnx
     from upfusion.export.rewrites import chosen_rewrites
     from upfusion.runtime.errors import InputError
+    from upfusion.runtime.files import check_output
     from upfusion.text import load_text
 
     if size and dynamic:
@@ -108,6 +109,7 @@ def export(
         calibration=calibration,
         ranking=ranking,
     )
+    check_output(output, (".onnx",))
     start = time.perf_counter()
     with spinner() as bar:
         task = bar.add_task("reading the checkpoint")

@@ -15,6 +15,9 @@ from upfusion.runtime.errors import InputError, UPFusionError
 SOME_FAILED = 1
 """Exit code when pairs failed and the rest was written."""
 
+ALL_FAILED = 2
+"""Exit code when nothing was written, as after any other error."""
+
 FAILURES_SHOWN = 10
 
 INTERRUPTED = 130
@@ -47,7 +50,8 @@ def fuse(
     """Fuse two images, two folders (matched by file name without suffix), or two videos.
 
     png, jpg, bmp and tif, 8 or 16 bit; both images of a pair have the same size and show the same view. Fused images
-    in a folder are PNG. A pair that fails is named and the rest goes on; the exit code is then 1.
+    in a folder are PNG. A pair that fails is named and the rest goes on; the exit code is then 1,
+    and 2 if none was written.
 
     Example: upfusion fuse vis/ ir/ -m fusion.onnx -o fused/
     """
@@ -78,7 +82,7 @@ def fuse(
     if json:
         print_json({"model": str(model), "device": fuser.device, "seconds": seconds} | summary(result))
     if result.failed:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(SOME_FAILED if result.written else ALL_FAILED)
 
 
 def _print_failures(errors: list[UPFusionError]) -> None:

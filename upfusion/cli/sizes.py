@@ -12,12 +12,17 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) of ``HEIGHTxWIDTH``.
 
     Raises:
-        InputError: the text is no size.
+        InputError: the text is no size, or one that no image has.
     """
     match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
     if not match:
         raise InputError(f"{text!r} is not a size", "write HEIGHTxWIDTH, such as 480x640")
-    return int(match[1]), int(match[2])
+    from upfusion.runtime.images import SMALLEST
+
+    size = int(match[1]), int(match[2])
+    if min(size) < SMALLEST:
+        raise InputError(f"{text!r}: images have at least {SMALLEST}x{SMALLEST} pixels", "use a larger size")
+    return size
 
 
 def parse_sizes(text: str) -> SizeRange:

@@ -27,8 +27,10 @@ def text(
 
     Example: upfusion text "Fuse the thermal targets into the visible scene." -o text.npz
     """
+    from upfusion.runtime.files import check_output
     from upfusion.text import DEFAULT_PROMPT, encode_text
 
+    check_output(output, (".npz",))
     with spinner() as bar:
         bar.add_task("encoding with CLIP ViT-B/32")
         features = encode_text(prompt or DEFAULT_PROMPT, weights)

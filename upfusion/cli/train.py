@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from upfusion.cli.console import check_line, console, print_json, progress_bar, wrote
+from upfusion.cli.numbers import not_nan, positive
 
 
 class RecipeName(enum.StrEnum):
@@ -90,14 +91,18 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pairs per process, instead of the recipe's.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the crops, instead of the recipe's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate, instead of the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes the starting weights and the order of the crops.")] = 0,
+    learning_rate: Annotated[
+        float | None, typer.Option(callback=positive, help="Highest learning rate, instead of the recipe's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes the starting weights and the order of the crops.")] = 0,
     corrupt: Annotated[CorruptName, typer.Option(help="An unusable pair ends the run, or is named and skipped.")] = (
         CorruptName.FAIL
     ),
-    cache_gb: Annotated[float, typer.Option(help="Memory for decoded images, per process.")] = 4.0,
-    save_minutes: Annotated[float, typer.Option(help="Time between saved states.")] = 10.0,
-    validate_steps: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
+    cache_gb: Annotated[
+        float, typer.Option(min=0, callback=not_nan, help="Memory for decoded images, per process.")
+    ] = 4.0,
+    save_minutes: Annotated[float, typer.Option(min=0, callback=not_nan, help="Time between saved states.")] = 10.0,
+    validate_steps: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 1000,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Train a network; ctrl-C saves the state, and --resume continues as if nothing had happened.
@@ -116,11 +121,13 @@ def train(
       upfusion train --data roadscene@0.62 --data harvard/pet_mri@0.38 --preset tiny --recipe refine
       --start runs/tiny/model.safetensors --steps 4000 -o runs/refined
     """
+    from upfusion.runtime.files import create_folder
     from upfusion.train.distributed import processes
     from upfusion.train.loop import WEIGHTS, StepReport
     from upfusion.train.run import RunRequest, prepared_run
     from upfusion.train.state import FILE
 
+    create_folder(output)
     request = RunRequest(
         data=tuple(data),
         output=output,

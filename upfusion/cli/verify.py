@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from upfusion.cli.console import check_line, console, print_json, progress_bar, spinner
+from upfusion.cli.numbers import not_nan
 
 if TYPE_CHECKING:
     from upfusion.runtime.pairs import Pair
@@ -29,13 +30,19 @@ def verify(
     ],
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Largest difference allowed, in 8-bit levels; 1 where both are FP32.", show_default=False),
+        typer.Option(
+            callback=not_nan,
+            help="Largest difference allowed, in 8-bit levels; 1 where both are FP32.",
+            show_default=False,
+        ),
     ] = None,
     psnr: Annotated[
         float | None,
-        typer.Option(help="Judge by this PSNR in dB instead (worst pair); 45 for FP16.", show_default=False),
+        typer.Option(
+            callback=not_nan, help="Judge by this PSNR in dB instead (worst pair); 45 for FP16.", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N pairs only.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first N pairs only.", show_default=False)] = None,
     text: Annotated[Path | None, typer.Option(help="Text feature for checkpoints.", show_default=False)] = None,
     tf32: Annotated[
         bool, typer.Option(help="FP16 against a checkpoint: also run the checkpoint in TF32, three passes a pair.")

@@ -275,7 +275,7 @@ def test_a_plan_without_its_manifest_is_not_left_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("upfusion.runtime.manifest.Manifest.to_json", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         engine_from_onnx(graph, tmp_path / "small.engine", RTX)
     assert not (tmp_path / "small.engine").exists()
 
