@@ -23,7 +23,7 @@ from torch import Tensor
 from upfusion import __version__
 from upfusion.config import ModelConfig, preset_name
 from upfusion.model import FusionNetwork
-from upfusion.runtime.errors import CheckpointError
+from upfusion.runtime.errors import CheckpointError, InputError
 from upfusion.runtime.files import replacing, sha256_of
 from upfusion.text import TextFeatures
 
@@ -202,6 +202,9 @@ def save_checkpoint(
         path: a ``.safetensors`` file, replaced atomically.
         text: the feature that the network was trained or will be exported with.
         provenance: JSON-ready facts: where the weights come from.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.state_dict().items()}
     record: dict[str, object] = {
@@ -213,7 +216,12 @@ def save_checkpoint(
         tensors[TEXT_TENSOR] = torch.from_numpy(np.ascontiguousarray(text.features))
         record["text"] = {"prompt": text.prompt, "encoder": text.encoder}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(record)})
+        try:
+            save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(record)})
+        except SafetensorError as error:  # the tensors are ours, so it is the disk
+            raise InputError(
+                f"cannot write {path}: {error}", "free some space, or choose another output path"
+            ) from error
 
 
 def to_authors(model: FusionNetwork) -> dict[str, dict[str, Tensor]]:

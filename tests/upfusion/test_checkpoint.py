@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from upfusion.checkpoint import (
@@ -20,7 +21,7 @@ from upfusion.checkpoint import (
 )
 from upfusion.config import PRESETS, ModelConfig, preset_name
 from upfusion.model import FusionNetwork
-from upfusion.runtime.errors import CheckpointError
+from upfusion.runtime.errors import CheckpointError, InputError
 from upfusion.text import stand_in_text
 
 SMALL = ModelConfig(
@@ -145,6 +146,22 @@ def test_files_that_are_no_checkpoint(network: FusionNetwork, authors_file: Path
             load_model(tmp_path / name)
         assert name in caught.value.problem
         assert caught.value.hint
+
+
+def test_a_disk_without_room(network: FusionNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """safetensors has an error of its own for what the system says."""
+    path = tmp_path / "x.safetensors"
+    path.write_text("earlier")
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("upfusion.checkpoint.save_file", full)
+    with pytest.raises(InputError, match=r"cannot write .*No space left") as caught:
+        save_checkpoint(network, path, text=None, provenance={})
+    assert "free some space" in caught.value.hint
+    assert path.read_text() == "earlier"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_pickled_code_does_not_run(tmp_path: Path):
