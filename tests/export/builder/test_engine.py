@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from onnx import helper
 
 from upfusion.export.builder import BuildOptions, choice, engine_from_onnx, process
+from upfusion.export.builder.engine import request_from_contract
 from upfusion.runtime.errors import (
     ArtifactError,
     BuildError,
@@ -68,6 +71,36 @@ def test_builds_an_engine_with_its_manifest(exported: Exported, tmp_path: Path, 
         "small.onnx",
         "small.onnx.json",
     ]
+
+
+CONFIGURED = """
+import sys
+from upfusion.export.builder.library import load
+from upfusion.export.builder.messages import Request
+library, request = load("tensorrt-rtx"), Request.from_line(sys.stdin.read())
+from upfusion.export.builder.binding import trt
+from upfusion.export.builder.configuration import configuration_for
+from upfusion.export.builder.logger import BuildLogger
+from upfusion.export.builder.network import network_from_onnx
+logger = BuildLogger(print, verbose=False)
+builder = trt.Builder(logger)
+parsed = network_from_onnx(builder, request, logger)
+config, _ = configuration_for(builder, parsed.network, request, library, None)
+print(config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION), config.get_flag(trt.BuilderFlag.TF32))
+"""
+
+
+def test_engines_leave_every_allocation_to_the_runtime(exported: Exported, tmp_path: Path) -> None:
+    """The runtime makes contexts without memory and captures their calls; an engine that allocates prevents both."""
+    graph = exported("fp16", dynamic=True)
+    manifest = read_manifest(graph)
+    request = request_from_contract(manifest.contract, "fp16", graph, tmp_path / "x.engine", "tensorrt-rtx", RTX)
+    command = [sys.executable, "-c", CONFIGURED]
+    run = subprocess.run(command, input=request.to_line(), capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["True", "False"], run.stderr
+    build = engine_from_onnx(graph, tmp_path / "x.engine", RTX).build
+    assert build is not None
+    assert build.settings["require_user_allocation"] is True
 
 
 def test_the_plan_is_the_librarys_own(exported: Exported, tmp_path: Path) -> None:
