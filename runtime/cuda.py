@@ -154,8 +154,12 @@ class CudaCore:
             self._name = str(self._device.name)
             capability = self._device.compute_capability
         except Exception as error:  # no driver, no GPU, not that many: each has a class of its own
+            old = any(name in str(error) for name in ("INSUFFICIENT_DRIVER", "InsufficientDriver", "DRIVER_MISMATCH"))
             raise DeviceError(
-                f"no usable NVIDIA GPU number {device_id}: {_first_line(error)}", "upfusion doctor says what it sees"
+                f"no usable NVIDIA GPU number {device_id}: {_first_line(error)}",
+                "update the NVIDIA driver, which is older than the CUDA libraries here; upfusion doctor shows both"
+                if old
+                else "upfusion doctor says what it sees",
             ) from error
         self._target = f"sm{capability.major}{capability.minor}"
 
@@ -282,7 +286,8 @@ class _CoreBlock:
         return self._size
 
     def close(self) -> None:
-        self.core.close()
+        with _translated("giving memory back"):
+            self.core.close()
 
 
 class _CoreHostBlock(_CoreBlock):

@@ -78,19 +78,24 @@ def load(
     """
     path = Path(path)
     backend, manifest = open_backend(path, device, options)
-    fuser = Fuser(
-        backend,
-        manifest.contract,
-        name=path.name,
-        source=manifest.source.name,
-        sha256=manifest.sha256,
-        contexts=contexts,
-        max_batch=max_batch,
-        channels=channels,
-    )
-    log.info("%s runs on %s", path.name, fuser.device)
-    if warm_up or (warm_up is None and fuser.device != "CPU"):
-        fuser.warm_up()
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(backend.close)
+        fuser = Fuser(
+            backend,
+            manifest.contract,
+            name=path.name,
+            source=manifest.source.name,
+            sha256=manifest.sha256,
+            contexts=contexts,
+            max_batch=max_batch,
+            channels=channels,
+        )
+        on_failure.pop_all()
+        on_failure.callback(fuser.close)
+        log.info("%s runs on %s", path.name, fuser.device)
+        if warm_up or (warm_up is None and fuser.device != "CPU"):
+            fuser.warm_up()
+        on_failure.pop_all()
     return fuser
 
 
@@ -142,9 +147,14 @@ class Fuser:
         self._workers = [_Worker(backend, contract)]
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: closed
         self._closed = False
-        for _ in range(contexts - 1):
-            assert isinstance(backend, SharedBackend)
-            self._workers.append(_Worker(backend.another(), contract))
+        try:
+            for _ in range(contexts - 1):
+                assert isinstance(backend, SharedBackend)
+                self._workers.append(_Worker(backend.another(), contract))
+        except BaseException:  # the backend itself is still the caller's
+            for worker in self._workers[1:]:
+                worker.backend.close()
+            raise
         for worker in self._workers:
             self._idle.put(worker)
 

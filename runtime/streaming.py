@@ -15,6 +15,9 @@ from upfusion.runtime.errors import UPFusionError
 from upfusion.runtime.images import Image
 from upfusion.runtime.pairs import Pair, read_pair
 
+_PATIENCE_S = 1.0
+"""How long a stream that is closed waits for its iterable: a camera that stands still must not hold up the end."""
+
 Fused = npt.NDArray[np.uint8]
 Item = Pair | tuple[Image, Image]
 
@@ -78,7 +81,7 @@ def stream(
         finally:
             stopped.set()
             free.release()
-            feeder.join()
+            feeder.join(_PATIENCE_S)
             pool.shutdown(cancel_futures=True)
 
 

@@ -19,7 +19,7 @@ from upfusion.runtime.backends.engine_library import EngineOptions, Library
 from upfusion.runtime.backends.engine_step import Step
 from upfusion.runtime.backends.loaded_engine import LoadedEngine
 from upfusion.runtime.cuda import Block, Cuda, Event, ForeignArray
-from upfusion.runtime.errors import InputError
+from upfusion.runtime.errors import DeviceError, InputError
 from upfusion.runtime.gpu_arrays import DeviceArray
 from upfusion.runtime.manifest import Manifest
 
@@ -102,13 +102,19 @@ class EngineBackend:
         target = None if out is None else cuda.foreign_array(out, queue)
         if target is not None and (target.shape, target.dtype) != (shape, dtype):
             raise InputError(f"out is {target.dtype} {target.shape}, the engine gives {dtype} {shape}", "leave it out")
-        queue.wait(worker.stream.record())
-        for name, array in arrays.items():
-            queue.copy(array.block, step.device[name])
-        step.launch(queue)
         block = cuda.allocate(step.device[output].size, queue, f"output {output}") if target is None else target.block
-        queue.copy(step.device[output], block)
-        worker.last = queue.record()
+        queue.wait(worker.stream.record())
+        try:
+            for name, array in arrays.items():
+                queue.copy(array.block, step.device[name])
+            step.launch(queue)
+            queue.copy(step.device[output], block)
+        except BaseException:
+            if target is None:
+                block.close()
+            raise
+        finally:  # also if something was refused: what was enqueued before it uses this worker's memory
+            worker.last = queue.record()
         if stream is None:
             queue.synchronize()
         return DeviceArray(cuda, block, shape, dtype, queue.handle) if target is None else None
@@ -211,8 +217,14 @@ class _Worker:
             self._steps.popitem()[1].close()
 
     def close(self) -> None:
-        """Give all memory back when the GPU is done with it."""
-        self.settle(wait=True)
+        """Give all memory back when the GPU is done with it.
+
+        A GPU that has failed cannot be waited for: that is logged, so that the first error remains the one to tell.
+        """
+        try:
+            self.settle(wait=True)
+        except DeviceError as error:
+            log.warning("closing after a failure of the GPU: %s", error.problem)
         self._drop_steps()
         if self._activations is not None:
             self._activations.close()

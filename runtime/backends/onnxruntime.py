@@ -183,7 +183,8 @@ class OnnxRuntimeBackend:
         if "allocate memory" in text or "out of memory" in text.lower():
             return DeviceError(
                 f"{self._path}: out of memory on {self.device}: {_first_line(text)}",
-                "use a smaller image or batch, or close other programs on the device",
+                "use a smaller image or batch, close other programs on the device, or make a leaner graph: "
+                "upfusion export CHECKPOINT -o lean.onnx --lean",
             )
         return DeviceError(
             f"{self._path}: ONNX Runtime failed on {self.device}: {_first_line(text)}", "upfusion doctor"

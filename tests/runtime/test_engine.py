@@ -92,6 +92,9 @@ class FakeStream:
     def synchronize(self) -> None:
         assert self.captured is None, "synchronisation while capturing"
         self.cuda.synchronisations += 1
+        if self.cuda.synchronisations in self.cuda.failing_waits:
+            self.waiting.clear()
+            raise DeviceError("CUDA failed while running: CUDA_ERROR_ILLEGAL_ADDRESS", "restart the program")
         self.run()
 
     def capture(self, work: Callable[[FakeStream], None]) -> FakeGraph:
@@ -130,6 +133,8 @@ class FakeCuda:
         self.total = 1 << 30
         self.launches = self.synchronisations = self.allocations = 0
         self.capture_fails = self.capture_is_empty = self.replay_is_stale = False
+        self.failing_waits: set[int] = set()
+        """Numbers of the synchronisations that find the GPU failed."""
 
     def activate(self) -> None:
         self.current[threading.get_ident()] = 0
@@ -531,6 +536,34 @@ def test_a_refused_call_in_steady_state(bench: Bench) -> None:
     backend.close()
 
 
+def test_a_gpu_that_fails_once_costs_one_pair(bench: Bench, noise: Any) -> None:
+    pairs = [(noise((16, 24, 3), seed=seed), noise((16, 24), seed=seed + 50)) for seed in range(6)]
+    with bench.fuser() as fuser:
+        alone = [fuser(*pair, "gray") for pair in pairs]
+        bench.cuda.failing_waits = {bench.cuda.synchronisations + 3}
+        outcomes = list(fuser.stream(pairs, "gray"))
+    assert [outcome.error is None for outcome in outcomes].count(False) == 1
+    for outcome, expected in zip(outcomes, alone, strict=True):
+        if outcome.error is None:
+            assert np.array_equal(outcome.result(), expected)
+        else:
+            with pytest.raises(DeviceError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+                outcome.result()
+
+
+def test_a_gpu_that_stays_broken_is_said_once_per_pair_and_closed(
+    bench: Bench, noise: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [(noise((16, 24, 3)), noise((16, 24)))] * 4
+    with bench.fuser() as fuser:
+        for pair in pairs:
+            fuser(*pair)
+        bench.cuda.failing_waits = set(range(bench.cuda.synchronisations + 1, 10_000))
+        outcomes = list(fuser.stream(pairs))
+    assert all(isinstance(outcome.error, DeviceError) for outcome in outcomes)
+    assert "closing after a failure of the GPU" in caplog.text
+
+
 def test_an_engine_that_does_not_fit(bench: Bench) -> None:
     bench.library.refuse = "plan"
     with pytest.raises(DeviceError) as caught:
@@ -625,6 +658,32 @@ def test_gpu_arrays_on_the_callers_stream(bench: Bench) -> None:
     own.synchronize()
     assert_fused({"fused": out.values}, inputs)
     release(out, *arrays.values(), *later.values())
+    backend.close()
+
+
+@pytest.mark.parametrize("fault", ["memory", "enqueue"])
+def test_a_failure_on_the_callers_stream_spoils_no_later_call(bench: Bench, fault: str) -> None:
+    """What was enqueued there before the failure still reads this worker's memory."""
+    backend = bench.load(graphs=False)
+    own = bench.cuda.stream()
+    arrays, _ = gpu_planes(bench)
+    release(backend.run_on_device(arrays, "fused"))
+    live, total = len(bench.cuda.live), bench.cuda.total
+    if fault == "memory":
+        bench.cuda.total -= bench.cuda.memory()[0]
+        sentence = r"out of memory on Fake 4090: output fused needs"
+    else:
+        bench.library.refuse_enqueue = bench.library.enqueues + 1
+        sentence = "does not run"
+    with pytest.raises(DeviceError, match=sentence):
+        backend.run_on_device(arrays, "fused", stream=own.handle)
+    assert len(bench.cuda.live) == live
+    bench.cuda.total = total
+    later, later_inputs = gpu_planes(bench, seed=5)
+    fused = backend.run_on_device(later, "fused")
+    assert_fused({"fused": np.from_dlpack(fused)}, later_inputs)
+    assert not own.waiting, "the later call came after what was left on the caller's stream"
+    release(fused, *arrays.values(), *later.values())
     backend.close()
 
 

@@ -14,7 +14,7 @@ from onnx import helper
 
 from upfusion.runtime import images
 from upfusion.runtime.backends.null import NullBackend
-from upfusion.runtime.errors import ArtifactError, InputError
+from upfusion.runtime.errors import ArtifactError, DeviceError, InputError, UPFusionError
 from upfusion.runtime.fuser import Fuser, load
 
 
@@ -259,6 +259,40 @@ def test_warm_up_runs_every_context(make: Any) -> None:
 
     Fuser(Counting(make.tensor_contract()), make.tensor_contract(), contexts=2).warm_up()
     assert ran == [(1, 3, 32, 48)] * 4
+
+
+class Short(NullBackend):
+    """No room for a run, nor for more than ``most`` contexts; ``opened`` holds those that are not closed."""
+
+    def __init__(self, contract: Any, most: int, opened: list[Short]) -> None:
+        super().__init__(contract)
+        self.most, self.opened = most, opened
+        opened.append(self)
+
+    def run(self, inputs: Any) -> Any:
+        raise DeviceError("out of memory", "use less")
+
+    def another(self) -> Short:
+        if len(self.opened) == self.most:
+            raise DeviceError("out of memory", "use less")
+        return Short(self._contract, self.most, self.opened)
+
+    def close(self) -> None:
+        self.opened.remove(self)
+
+
+@pytest.mark.parametrize(("contexts", "most"), [(1, 1), (3, 3), (3, 2), (0, 1)])
+def test_what_fails_to_load_gives_its_memory_back(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch, contexts: int, most: int
+) -> None:
+    """The first run, a further context, and a wrong number of them."""
+    opened: list[Short] = []
+    contract = make.tensor_contract()
+    opening = lambda *_: (Short(contract, most, opened), make.manifest(contract))  # noqa: E731
+    monkeypatch.setattr("upfusion.runtime.fuser.open_backend", opening)
+    with pytest.raises(UPFusionError):
+        load(tmp_path / "x.onnx", contexts=contexts, warm_up=True)
+    assert not opened
 
 
 def test_parts_add_up_to_about_a_call(fuser: Fuser, noise: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from upfusion.runtime.backends.null import NullBackend
-from upfusion.runtime.fuser import Fuser
+from upfusion.runtime.fuser import Fuser, load
 
 GROWTH_BYTES = 16 << 10
 """Interpreter caches and the tracer's own records move by a few kilobytes; one kept image would be 12 kB per call."""
@@ -22,9 +22,14 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.parametrize("color", ["gray", "ycbcr"])
-def test_a_thousand_calls_keep_nothing(make: Any, noise: Any, color: str) -> None:
+@pytest.mark.parametrize("runs_on", ["nothing", "onnxruntime"])
+def test_a_thousand_calls_keep_nothing(tmp_path: Path, make: Any, noise: Any, color: str, runs_on: str) -> None:
     contract = make.tensor_contract()
-    fuser = Fuser(NullBackend(contract), contract)
+    if runs_on == "nothing":
+        fuser = Fuser(NullBackend(contract), contract)
+    else:
+        path = make.onnx(tmp_path / "tiny.onnx", contract)
+        fuser = load(path, device="cpu", options=make.options)
     visible, infrared = noise((61, 83, 3)), noise((61, 83))
     for _ in range(50):
         fuser(visible, infrared, color)

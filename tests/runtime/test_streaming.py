@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from upfusion.runtime import streaming
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.fuser import Fuser, load
 from upfusion.runtime.images import write_image
@@ -128,6 +129,24 @@ def test_bugs_and_broken_iterables_end_the_stream(make: Any) -> None:
     next(outcomes).result()
     with pytest.raises(KeyError, match="camera"):
         next(outcomes)
+
+
+def test_a_camera_that_stands_still_does_not_hold_up_the_end(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_PATIENCE_S", 0.05)
+    next_frame = threading.Event()
+
+    def camera() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield pair(1)
+        next_frame.wait(30)
+        yield pair(2)
+
+    with Fuser(Echo(), make.tensor_contract()) as fuser:
+        outcomes = fuser.stream(camera())
+        assert int(next(outcomes).result()[0, 0]) == 1
+        start = time.perf_counter()
+        outcomes.close()
+        assert time.perf_counter() - start < 10  # not the 30 s that the camera takes
+    next_frame.set()
 
 
 def test_submit(make: Any) -> None:

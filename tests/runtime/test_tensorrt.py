@@ -74,6 +74,22 @@ def test_no_library(
     assert f"pip install 'upfusion[{extra}]'" in caught.value.hint
 
 
+@pytest.mark.parametrize("failure", ["CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "cudaErrorInsufficientDriver"])
+def test_a_driver_that_is_too_old(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    core = pytest.importorskip("cuda.core")
+
+    def refuse(device_id: int) -> None:
+        raise RuntimeError(f"{failure}: this driver does not fit")
+
+    monkeypatch.setattr(core, "Device", refuse)
+    write_engine(tmp_path / "fusion.engine", make, "tensorrt-rtx")
+    with pytest.raises(DeviceError, match=f"no usable NVIDIA GPU number 0: {failure}") as caught:
+        load(tmp_path / "fusion.engine")
+    assert caught.value.hint.startswith("update the NVIDIA driver")
+    assert "run fusion.onnx with --device cpu" in caught.value.hint
+
+
 def test_no_cuda_core(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     write_engine(tmp_path / "fusion.engine", make, "tensorrt-rtx")
