@@ -6,7 +6,8 @@ python -m benchmarks.runtime GRAPH.onnx [--only overhead|stream|device] [--size 
 runtime with a backend that computes nothing. ``stream``: a folder of PNG pairs, read, fused and written, by a plain
 loop with all threads in one call, and by ``fuse_files``, with one context of all threads and with a context for each
 thread. ``device``: the same folder with a backend that only waits, as a CPU does for a GPU. Contenders take turns in
-every round. Figures are added to benchmarks/results/runtime.json part by part.
+every round. Figures are added to benchmarks/results/runtime.json part by part; those of a graph that takes images
+(``--io image``) as ``overhead_image`` and so on, beside those of one that takes planes.
 """
 
 from __future__ import annotations
@@ -179,14 +180,15 @@ def main() -> None:
         "device": lambda: waiting(chosen.graph, size, chosen.pairs, chosen.rounds),
     }
     known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    manifest = read_manifest(chosen.graph)
     for name in [chosen.only] if chosen.only else parts:
         figures = parts[name]()
-        known[name] = {
+        known[name if manifest.contract.io == "tensor" else f"{name}_image"] = {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": "python -m benchmarks.runtime " + " ".join(sys.argv[1:]),
             "machine": machine() | {"threads": chosen.threads, "gpu": "none: not run on a GPU"},
             "versions": versions(),
-            "network": read_manifest(chosen.graph).source.name,
+            "network": manifest.source.name,
             "size": chosen.size,
             **figures,
         }
