@@ -12,6 +12,8 @@ from upfusion.runtime.files import replacing
 
 INCHES_PER_ARTIFACT = 0.6
 WIDTH_INCHES = 12.0
+PART_COLORS = ("0.2", "0.45", "0.65", "0.8", "0.9")
+"""Grays, dark to light in the order of the parts: prepare, copy in, compute or run, copy out, finish."""
 
 
 def check_matplotlib() -> None:
@@ -62,7 +64,7 @@ def _draw_calls(panel: Any, result: BenchResult) -> None:
             panel.plot(artifact.bare.median, place + 0.25, "^", color="0.4", markersize=4)
     if any(artifact.bare for artifact in result.artifacts):
         panel.plot([], [], "^", color="0.4", markersize=4, label="bare InferenceSession.run")
-        panel.legend(fontsize=7, frameon=False)
+        panel.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     names = [f"{artifact.name}\n{artifact.size[0]}x{artifact.size[1]}" for artifact in result.artifacts]
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(-0.5, len(names) - 0.5)
@@ -72,14 +74,16 @@ def _draw_calls(panel: Any, result: BenchResult) -> None:
 def _draw_parts(panel: Any, result: BenchResult) -> None:
     """Draw the parts of a call, one behind the other."""
     named = list(dict.fromkeys(part for artifact in result.artifacts for part in artifact.parts_ms))
+    # Not the cycle's colours, which stand for artifacts on both sides.
+    colors = {part: PART_COLORS[number % len(PART_COLORS)] for number, part in enumerate(named)}
     for place, artifact in enumerate(result.artifacts):
         left = 0.0
         for part, value in artifact.parts_ms.items():
-            panel.barh(place, value, left=left, height=0.6, color=f"C{named.index(part)}")
+            panel.barh(place, value, left=left, height=0.6, color=colors[part])
             left += value
-    for number, part in enumerate(named):
-        panel.barh(0, 0, color=f"C{number}", label=part.replace("_", " "))
-    panel.legend(fontsize=7, frameon=False)
+    for part in named:
+        panel.barh(0, 0, color=colors[part], label=part.replace("_", " "))
+    panel.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(named))
     panel.set_yticks(range(len(result.artifacts)), [""] * len(result.artifacts))
     panel.set_ylim(-0.5, len(result.artifacts) - 0.5)
     panel.set_xlabel("ms, median of each part", fontsize=8)

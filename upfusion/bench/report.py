@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,6 @@ def markdown_of(result: BenchResult) -> str:
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
     """Write a record as JSON, complete or not at all."""
-    import json
-
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

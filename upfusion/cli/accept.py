@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upfusion.cli.console import check_line, console, print_json, progress_bar
-from upfusion.cli.numbers import not_nan
+from upfusion.cli.numbers import decibels, not_nan
 
 if TYPE_CHECKING:
     from upfusion.export.acceptance import AcceptanceReport
@@ -151,14 +150,14 @@ def show(report: AcceptanceReport) -> None:
     """Print the worst pairs, the metrics and what moved."""
     from rich.table import Table
 
-    table = Table("pair", "PSNR dB", "max |Δ|", "mean |Δ|", "shift", "SSIM", "0 → 1", "moved")
+    table = Table("pair", "PSNR", "max |Δ|", "mean |Δ|", "shift", "SSIM", "0 → 1", "moved")
     for pair in sorted(report.pairs, key=lambda pair: (not pair.findings, pair.quality_db))[:SHOWN]:
         if pair.findings:
             table.add_row(pair.name, ", ".join(pair.findings))
             continue
         table.add_row(
             pair.name,
-            _decibels(pair.quality_db),
+            decibels(pair.quality_db),
             str(pair.max_levels),
             f"{pair.mean_levels:.4f}",
             f"{pair.shift_levels:+.4f}",
@@ -199,11 +198,6 @@ def verdict_line(name: str, report: AcceptanceReport) -> None:
         check_line(
             True,
             "accept",
-            f"{name} on {report.device}: worst pair {worst.name} {_decibels(worst.quality_db)} dB "
+            f"{name} on {report.device}: worst pair {worst.name} {decibels(worst.quality_db)} "
             f"(limit {report.limits.psnr_db:g}), {len(report.pairs)} pairs against {report.reference}",
         )
-
-
-def _decibels(value: float) -> str:
-    """Return a PSNR for people."""
-    return "equal" if math.isinf(value) else f"{value:.2f}"

@@ -12,7 +12,7 @@ import typer
 
 from upfusion import __version__
 from upfusion.cli.console import console, print_error
-from upfusion.cli.stopping import stop_as_by_ctrl_c
+from upfusion.cli.stopping import INTERRUPTED, stop_as_by_ctrl_c
 from upfusion.runtime.errors import UPFusionError
 
 # Verb -> "module:function", in the order that --help shows. The modules import heavy libraries inside the functions.
@@ -33,9 +33,6 @@ VERBS = {
     "train": "upfusion.cli.train:train",
 }
 GROUPS = {"data": "upfusion.cli.data:app"}
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM, as shells have it for the former."""
 
 app = typer.Typer(
     name="upfusion",

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from upfusion.cli.console import check_line, spinner, wrote
+from upfusion.cli.numbers import decibels
 from upfusion.cli.sizes import parse_sizes
 
 
@@ -120,8 +121,8 @@ def export(
         check_line(True, "precision", note)
     if price := manifest.calibration.get("frozen_price"):
         worst = min(price, key=lambda pair: math.inf if pair["psnr_db"] is None else pair["psnr_db"])
-        decibels = "equal" if worst["psnr_db"] is None else f"{worst['psnr_db']:.2f} dB"
-        check_line(True, "frozen", f"against dynamic ranking on {len(price)} crops, worst: {worst['pair']}, {decibels}")
+        quality = decibels(worst["psnr_db"])
+        check_line(True, "frozen", f"against dynamic ranking on {len(price)} crops, worst: {worst['pair']}, {quality}")
     gaps = manifest.text.smallest_gaps
     check_line(True, "text", f"order fixed; smallest gap of its logits {min(gaps.values()):.1e}")
     check_line(True, "rewrites", "none" if plain else f"{len(manifest.rewrites)} applied, for {target}")

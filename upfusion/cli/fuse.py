@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from upfusion.cli.console import check_line, console, print_error, print_json, progress_bar, wrote
+from upfusion.cli.stopping import INTERRUPTED
 from upfusion.runtime.errors import InputError, UPFusionError
 
 SOME_FAILED = 1
@@ -19,9 +20,6 @@ ALL_FAILED = 2
 """Exit code when nothing was written, as after any other error."""
 
 FAILURES_SHOWN = 10
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it; a video is complete up to there."""
 
 
 def fuse(
@@ -163,7 +161,7 @@ def _fuse_videos(
                 "left_over": result.left_over,
             }
         )
-    if result.stopped:
+    if result.stopped:  # the video is complete up to there
         raise typer.Exit(INTERRUPTED)
 
 

@@ -6,6 +6,9 @@ import os
 import signal
 from types import FrameType
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or a request to end, as shells have it for the former."""
+
 _REQUESTS = ("SIGTERM", "SIGHUP")
 """What service managers and closed terminals send; Windows has no SIGHUP."""
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from upfusion.cli.console import check_line, console, print_json, progress_bar, spinner
-from upfusion.cli.numbers import not_nan
+from upfusion.cli.numbers import decibels, not_nan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from upfusion.export.accuracy.measure import AccuracyReport, PairAccuracy
     from upfusion.runtime.pairs import Pair
 
 DIFFERENT = 1
@@ -20,6 +24,8 @@ LEVELS = 1.0
 """Limit of the largest difference where both artifacts are FP32, in 8-bit levels."""
 HALF_DB = 45.0
 """Limit of the PSNR on every pair where one is half precision."""
+SHOWN = 10
+"""Pairs in a table, the worst first."""
 
 
 def verify(
@@ -78,9 +84,32 @@ def verify(
     if layers:
         _verify_layers(artifact, reference, pairs[0], layers_on, json=json)
     elif (sides := _half_and_checkpoint(artifact, reference)) is not None:
-        _verify_half(*sides, pairs, text, tolerance, psnr, tf32=tf32, json=json)
+        limits = _Limits(tolerance, HALF_DB if psnr is None and tolerance is None else psnr)
+        _verify_half(*sides, pairs, text, limits, tf32=tf32, json=json)
     else:
-        _verify_images(artifact, reference, pairs, text, tolerance, psnr, json=json)
+        limits = _Limits(LEVELS if tolerance is None else tolerance, psnr)
+        _verify_images(artifact, reference, pairs, text, limits, json=json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What decides: the PSNR of the worst pair if it is given, else the largest difference."""
+
+    levels: float | None
+    psnr_db: float | None
+
+    def hold(self, max_levels: int, worst_db: float | None) -> bool:
+        """Whether figures are within; ``worst_db`` is None or infinite where all images are equal."""
+        if self.psnr_db is not None:
+            return worst_db is None or worst_db >= self.psnr_db
+        return max_levels <= (self.levels or 0)
+
+    def record(self) -> dict[str, float | None]:
+        """Return the one that decides, for JSON."""
+        return {"tolerance_levels": self.levels} if self.psnr_db is None else {"psnr_db": self.psnr_db}
+
+    def __str__(self) -> str:
+        return f"limit {self.levels:g} levels" if self.psnr_db is None else f"limit {self.psnr_db:g} dB"
 
 
 def _half_and_checkpoint(artifact: Path, reference: Path) -> tuple[Path, Path] | None:
@@ -107,20 +136,12 @@ def _half_and_checkpoint(artifact: Path, reference: Path) -> tuple[Path, Path] |
 
 
 def _verify_half(
-    half: Path,
-    checkpoint: Path,
-    pairs: list[Pair],
-    text: Path | None,
-    tolerance: float | None,
-    psnr: float | None,
-    *,
-    tf32: bool,
-    json: bool,
+    half: Path, checkpoint: Path, pairs: list[Pair], text: Path | None, limits: _Limits, *, tf32: bool, json: bool
 ) -> None:
     """Report numerics, decisions and both together; exit with 1 beyond the limit or where half overflows."""
     from upfusion.checkpoint import load_checkpoint
     from upfusion.export.accuracy.measure import measure
-    from upfusion.export.accuracy.table import decision_table, image_table, range_line
+    from upfusion.export.accuracy.table import decision_table, image_table
     from upfusion.runtime.artifact import open_backend
     from upfusion.text import load_text
 
@@ -136,24 +157,22 @@ def _verify_half(
             tf32=tf32,
             done=lambda pair: bar.advance(task),
         )
-    if psnr is None and tolerance is None:
-        psnr = HALF_DB
-    worst = min(report.pairs, key=lambda pair: _decibels(pair.together.psnr_db))
+    worst = _worst(report, lambda pair: pair.together.psnr_db)
     levels = max(pair.together.max_levels for pair in report.pairs)
-    near = _decibels(worst.together.psnr_db) >= psnr if psnr is not None else levels <= (tolerance or 0.0)
+    near = limits.hold(levels, worst.together.psnr_db)
     good = near and not report.saturated
-    known = any(pair.decisions for pair in report.pairs)
+    shows_decisions = any(pair.decisions for pair in report.pairs)
     if json:
         print_json(
             {
                 "artifact": str(half),
                 "reference": str(checkpoint),
                 "agree": good,
-                "limits": {"psnr_db": psnr} if psnr is not None else {"tolerance_levels": tolerance},
+                "limits": limits.record(),
                 "emulated": backend is None,
                 "max_levels": levels,
                 "worst_pair": worst.name,
-                "flips": report.flips() if known else None,
+                "flips": report.flips() if shows_decisions else None,
                 "tf32_flips": report.flips(tf32=True) if tf32 else None,
                 "saturated": [extreme.site for extreme in report.saturated],
                 "accuracy": report.to_dict(),
@@ -161,28 +180,43 @@ def _verify_half(
         )
     else:
         console.print(image_table(report))
-        if known:
+        if shows_decisions:
             console.print(decision_table(report))
-    numerics = min((pair.numerics for pair in report.pairs), key=lambda found: _decibels(found.psnr_db))
     where = "emulated on the CPU" if backend is None else f"on {backend.device}"
-    if known:
+    _print_causes(report, where, tf32=tf32, shows_decisions=shows_decisions)
+    together = f"worst pair {worst.name}: {decibels(worst.together.psnr_db)}, max |Δ| {levels} ({limits})"
+    check_line(near, "together", together)
+    if not good:
+        raise typer.Exit(DIFFERENT)
+
+
+def _print_causes(report: AccuracyReport, where: str, *, tf32: bool, shows_decisions: bool) -> None:
+    """Print how far numerics alone, decisions and the range of half go."""
+    from upfusion.export.accuracy.table import range_line
+
+    if shows_decisions:
+        worst = _worst(report, lambda pair: pair.numerics.psnr_db).numerics
         over = max(pair.numerics.share_over_two for pair in report.pairs)
         check_line(
             True,
             "numerics",
-            f"worst pair {_shown(numerics.psnr_db)}, up to {over:.2%} of its pixels over 2 levels, {where}",
+            f"worst pair {decibels(worst.psnr_db)}, up to {over:.2%} of its pixels over 2 levels, {where}",
         )
         beside = f", TF32 moves {report.flips(tf32=True)}" if tf32 else ""
         check_line(True, "decisions", f"{report.flips()} moved on {len(report.pairs)} pairs{beside}; ties left out")
     else:
         check_line(True, "decisions", "the artifact does not show them: export with --expose-ranks")
     check_line(not report.saturated, "range", range_line(report))
-    asked = f"limit {psnr:g} dB" if psnr is not None else f"limit {tolerance:g} levels"
-    check_line(
-        near, "together", f"worst pair {worst.name}: {_shown(worst.together.psnr_db)}, max |Δ| {levels} ({asked})"
-    )
-    if not good:
-        raise typer.Exit(DIFFERENT)
+
+
+def _worst(report: AccuracyReport, psnr_db: Callable[[PairAccuracy], float | None]) -> PairAccuracy:
+    """Return the pair with the lowest PSNR, which is None for equal images."""
+
+    def comparable(pair: PairAccuracy) -> float:
+        value = psnr_db(pair)
+        return math.inf if value is None else value
+
+    return min(report.pairs, key=comparable)
 
 
 def _verify_layers(
@@ -234,14 +268,7 @@ def _verify_layers(
 
 
 def _verify_images(
-    artifact: Path,
-    reference: Path,
-    pairs: list[Pair],
-    text: Path | None,
-    tolerance: float | None,
-    psnr: float | None,
-    *,
-    json: bool,
+    artifact: Path, reference: Path, pairs: list[Pair], text: Path | None, limits: _Limits, *, json: bool
 ) -> None:
     """Compare the 8-bit images alone; exit with 1 beyond the limit."""
     from rich.table import Table
@@ -249,47 +276,33 @@ def _verify_images(
     from upfusion.cli.artifacts import open_fuser
     from upfusion.export.verify import compare_artifacts
 
-    if tolerance is None:
-        tolerance = LEVELS
     with open_fuser(artifact, text=text) as first, open_fuser(reference, text=text) as second, progress_bar() as bar:
         task = bar.add_task("comparing", total=len(pairs))
         result = compare_artifacts(first, second, pairs, done=lambda pair: bar.advance(task))
     worst = result.worst
-    good = result.max_levels <= tolerance if psnr is None else worst.psnr_db >= psnr
+    good = limits.hold(result.max_levels, worst.psnr_db)
     if json:
-        limits = {"tolerance_levels": tolerance} if psnr is None else {"psnr_db": psnr}
-        print_json(
-            {"artifact": str(artifact), "reference": str(reference), "agree": good, "limits": limits} | result.to_dict()
-        )
+        named = {"artifact": str(artifact), "reference": str(reference), "agree": good, "limits": limits.record()}
+        print_json(named | result.to_dict())
     else:
-        table = Table("pair", "max |Δ|", "mean |Δ|", "PSNR dB", "SSIM", "pixels off")
-        for row in sorted(result.pairs, key=lambda pair: pair.psnr_db)[:10]:
+        table = Table("pair", "max |Δ|", "mean |Δ|", "PSNR", "SSIM", "pixels off")
+        for row in sorted(result.pairs, key=lambda pair: pair.psnr_db)[:SHOWN]:
             table.add_row(
                 row.name,
                 str(row.max_levels),
                 f"{row.mean_levels:.4f}",
-                "equal" if math.isinf(row.psnr_db) else f"{row.psnr_db:.2f}",
+                decibels(row.psnr_db),
                 f"{row.ssim:.6f}",
                 f"{row.share_off:.3%}",
             )
         console.print(table)
-        if len(result.pairs) > 10:
-            console.print(f"the worst 10 of {len(result.pairs)} pairs")
-    asked = f"limit {tolerance:g} levels" if psnr is None else f"limit {psnr:g} dB"
-    decibels = _shown(None if math.isinf(worst.psnr_db) else worst.psnr_db)
+        if len(result.pairs) > SHOWN:
+            console.print(f"the worst {SHOWN} of {len(result.pairs)} pairs")
     check_line(
         good,
         "verify",
-        f"max |Δ| {result.max_levels} levels, worst pair {worst.name}: {decibels} ({asked}), {len(result.pairs)} pairs",
+        f"max |Δ| {result.max_levels} levels, worst pair {worst.name}: {decibels(worst.psnr_db)} ({limits}), "
+        f"{len(result.pairs)} pairs",
     )
     if not good:
         raise typer.Exit(DIFFERENT)
-
-
-def _decibels(psnr_db: float | None) -> float:
-    """Return a PSNR that compares: infinite where the images are equal."""
-    return math.inf if psnr_db is None else psnr_db
-
-
-def _shown(psnr_db: float | None) -> str:
-    return "equal" if psnr_db is None else f"{psnr_db:.2f} dB"
