@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import subprocess
 import sys
@@ -30,9 +29,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.circumstances import circumstances
 from benchmarks.gpu_contenders import KINDS, engine_path, engine_with, graph_path, open_kind, those_that_open
 from benchmarks.steps import CANNOT_RUN, Step, run_steps
-from upfusion.bench.machine import machine, versions
 from upfusion.bench.report import record_of, write_record
 from upfusion.bench.run import BenchOptions, bench
 from upfusion.cli.sizes import parse_size
@@ -286,11 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.step:
         return child(chosen, setting)
     record = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": "python -m benchmarks.gpu_suite " + " ".join(sys.argv[1:] if arguments is None else arguments),
+        **circumstances("gpu_suite", arguments),
         "gpus": [dataclasses.asdict(gpu) for gpu in installed_gpus()],
-        "machine": machine(),
-        "versions": versions(),
         "checkpoint": {"name": chosen.checkpoint.name, "sha256": sha256_of(chosen.checkpoint)},
     }
     say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731

@@ -11,11 +11,8 @@ The best of the repeats is given: other load on the machine only ever adds. Proc
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -23,13 +20,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import scipy
 from scipy.signal import convolve2d
 
-from upfusion.bench.machine import machine
+from benchmarks.circumstances import circumstances
+from upfusion.bench.report import write_record
 from upfusion.metrics import Sources, evaluate, evaluate_sources
 from upfusion.metrics.phase_congruency import filter_bank
-from upfusion.runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_CASE = "golden/metrics/cases/msrs_00004N_laplacian"
@@ -245,18 +241,13 @@ def main() -> None:
     images, source = load(arguments.images)
     result = {
         "what": "metrics of one triple on one thread; best of the repeats",
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.metrics", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
-        | {"scipy": scipy.__version__},
+        **circumstances("metrics"),
         "images": source,
         "size": list(images[0].shape),
         **measure(*images, arguments.repeats),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(result, arguments.output)
     print(json.dumps(result["times"], indent=1))
     print(json.dumps(result["speed_up_over_plain"]))
 

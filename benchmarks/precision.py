@@ -12,10 +12,7 @@ benchmarks/results/precision.json when it is done; what is there already is not 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,11 +22,10 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
-import torch
 
+from benchmarks.circumstances import circumstances
 from benchmarks.golden import ROOT, SHARED, golden_checkpoint
-from upfusion.bench.machine import machine
+from upfusion.bench.report import write_record
 from upfusion.calibration.calibrate import calibrate
 from upfusion.checkpoint import load_checkpoint
 from upfusion.cli.sizes import parse_size
@@ -38,7 +34,6 @@ from upfusion.export.accuracy.measure import EmulatedBackend, PairAccuracy, Refe
 from upfusion.export.deploy import fix_text
 from upfusion.export.onnx_export import ExportOptions, export_onnx
 from upfusion.model.decisions import decision_points
-from upfusion.runtime.files import replacing
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import write_image
 from upfusion.runtime.manifest import SizeRange, read_manifest
@@ -191,22 +186,13 @@ def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: di
     record = known(result)
     entry = record.setdefault(case, {"pairs": {}})
     entry |= {
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m benchmarks.precision " + " ".join(sys.argv[1:]),
-        "machine": machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        **circumstances("precision"),
         "emulated": "half precision on a CPU, every edge rounded; not run on a GPU",
         "cpu_seconds": seconds,
     }
     entry["pairs"][pair] = figures
     result.parent.mkdir(exist_ok=True)
-    with replacing(result) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(record, result)
 
 
 def main() -> None:

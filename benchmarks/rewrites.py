@@ -12,7 +12,6 @@ added to benchmarks/results/rewrites.json form by form.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import tempfile
 import time
@@ -22,8 +21,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from benchmarks.circumstances import circumstances
 from benchmarks.golden import GOLDEN, golden_network
-from upfusion.bench.machine import machine
+from upfusion.bench.report import write_record
 from upfusion.cli.sizes import parse_sizes
 from upfusion.export import deploy as deploy_module
 from upfusion.export.builder.engine import request_from_contract
@@ -35,7 +35,6 @@ from upfusion.export.onnx_export import ExportOptions, WithDecisions, contract_o
 from upfusion.export.rewrites import DEFAULTS, apply_rewrites, chosen_rewrites
 from upfusion.model import FusionNetwork, pruning
 from upfusion.model.layers import LayerNorm2d, widen
-from upfusion.runtime.files import replacing
 from upfusion.text import TextFeatures
 
 RESULT = Path(__file__).parent / "results" / "rewrites.json"
@@ -132,11 +131,9 @@ def add(form: str, size: str, figures: dict[str, object]) -> None:
     """Put one form's figures into the result file."""
     known = json.loads(RESULT.read_text()) if RESULT.is_file() else {"forms": {}}
     known |= {"network": "base, recipe full", "size": size, "rewrites": {name: list(FORMS[name]) for name in FORMS}}
-    measured = {"measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    known["forms"][form] = known["forms"].get(form, {}) | figures | measured | {"machine": machine()}
+    known["forms"][form] = known["forms"].get(form, {}) | figures | circumstances("rewrites")
     RESULT.parent.mkdir(exist_ok=True)
-    with replacing(RESULT) as temporary:
-        temporary.write_text(json.dumps(known, indent=1) + "\n")
+    write_record(known, RESULT)
 
 
 def main() -> None:

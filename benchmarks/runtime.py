@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.circumstances import circumstances
 from upfusion.bench.contender import Contender, Opened, opened
-from upfusion.bench.machine import machine, versions
 from upfusion.bench.measure import interleaved_ms
 from upfusion.bench.report import write_record
 from upfusion.bench.run import BenchOptions, bench
@@ -184,10 +182,7 @@ def main() -> None:
     for name in [chosen.only] if chosen.only else parts:
         figures = parts[name]()
         known[name if manifest.contract.io == "tensor" else f"{name}_image"] = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": "python -m benchmarks.runtime " + " ".join(sys.argv[1:]),
-            "machine": machine() | {"threads": chosen.threads, "gpu": "none: not run on a GPU"},
-            "versions": versions(),
+            **circumstances("runtime", threads=chosen.threads, gpu="none: not run on a GPU"),
             "network": manifest.source.name,
             "size": chosen.size,
             **figures,

@@ -13,11 +13,9 @@ Each part replaces its own figures in benchmarks/results/training.json; the curv
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upfusion.bench.machine import machine, versions
+from benchmarks.circumstances import circumstances
 from upfusion.bench.report import write_record
 from upfusion.checkpoint import load_checkpoint
 from upfusion.runtime.files import replacing
@@ -194,11 +192,8 @@ def main() -> None:
             folder.mkdir(parents=True)
             figures = parts[part](folder)
             record[part] = {
-                "date": datetime.date.today().isoformat(),
-                "command": shlex.join(["python", "-m", "benchmarks.training", "--parts", part]),
+                **circumstances("training", ["--parts", part]),
                 "data": arguments.data.name,
-                "machine": machine(),
-                "versions": versions(),
                 **figures,
             }
             write_record(record, RECORD)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 LIBRARIES = (
     "numpy",
+    "scipy",
     "opencv-python-headless",
+    "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
     "torch",
