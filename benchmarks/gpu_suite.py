@@ -38,8 +38,7 @@ from upfusion.cli.sizes import parse_size
 from upfusion.export.builder import installed_gpus
 from upfusion.runtime.errors import UPFusionError
 from upfusion.runtime.files import sha256_of
-from upfusion.runtime.images import write_image
-from upfusion.samples import night_street
+from upfusion.samples import night_street, write_night_streets
 from upfusion.weights import TINY
 
 RESULT = Path(__file__).parent / "results" / "gpu_suite.json"
@@ -295,15 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _pairs(setting: Setting) -> list[Path]:
+def _pairs(setting: Setting) -> tuple[Path, Path]:
     """Return two folders of drawn pairs of the size."""
     folder = setting.work / f"pairs.{setting.size[0]}x{setting.size[1]}"
-    sides = [folder / "visible", folder / "infrared"]
-    for number in range(GATE_PAIRS):
-        for side, image in zip(sides, night_street(*setting.size, seed=number), strict=True):
-            side.mkdir(parents=True, exist_ok=True)
-            write_image(side / f"{number}.png", image)
-    return sides
+    return write_night_streets(folder, setting.size, GATE_PAIRS)
 
 
 def _upfusion(*arguments: object) -> Any:

@@ -38,7 +38,7 @@ from upfusion.runtime.fuser import Fuser, load
 from upfusion.runtime.images import write_image
 from upfusion.runtime.manifest import read_manifest
 from upfusion.runtime.pairs import Pair, find_pairs, read_pair
-from upfusion.samples import night_street
+from upfusion.samples import night_street, write_night_streets
 
 RESULT = Path(__file__).parent / "results" / "runtime.json"
 GOAL_SHARE, GOAL_MS = 0.03, 0.3
@@ -102,11 +102,7 @@ def folder(fusers: Mapping[str, Fuser], size: tuple[int, int], count: int, round
     """Return the pairs per second of each way through a folder; the first is the plain loop."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        for number in range(count):
-            for side, image in zip(("visible", "infrared"), night_street(*size, seed=number), strict=True):
-                (root / side).mkdir(exist_ok=True)
-                write_image(root / side / f"{number:03}.png", image)
-        pairs = find_pairs(root / "visible", root / "infrared")
+        pairs = find_pairs(*write_night_streets(root, size, count))
         paths = output_paths(pairs, root / "fused")
 
         def timed(name: str) -> Callable[[], float]:

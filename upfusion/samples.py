@@ -151,6 +151,20 @@ def write_samples(folder: Path) -> list[Pair]:
     return pairs
 
 
+def write_night_streets(folder: Path, size: tuple[int, int], count: int) -> tuple[Path, Path]:
+    """Write ``count`` different night streets as ``folder/visible/N.png`` and ``folder/infrared/N.png``.
+
+    The two folders come back.
+    """
+    sides = folder / "visible", folder / "infrared"
+    for side in sides:
+        create_folder(side)
+    for number in range(count):
+        for side, image in zip(sides, night_street(*size, seed=number), strict=True):
+            write_image(side / f"{number:03}.png", image)
+    return sides
+
+
 def _rgb(weights: list[float]) -> NDArray[np.float32]:
     return np.array(weights, np.float32)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from upfusion.runtime.pairs import read_pair
-from upfusion.samples import SAMPLES, head_phantom, night_street, write_samples
+from upfusion.runtime.pairs import find_pairs, read_pair
+from upfusion.samples import SAMPLES, head_phantom, night_street, write_night_streets, write_samples
 
 
 def test_shapes_and_determinism():
@@ -38,3 +38,10 @@ def test_written_samples_are_pairs(tmp_path: Path):
     for pair, draw in zip(pairs, SAMPLES.values(), strict=True):
         for read, drawn in zip(read_pair(pair), draw(), strict=True):
             np.testing.assert_array_equal(read, drawn)
+
+
+def test_night_streets_differ_and_are_pairs_of_the_size(tmp_path: Path):
+    pairs = find_pairs(*write_night_streets(tmp_path / "new", (40, 56), 3))
+    images = [read_pair(pair) for pair in pairs]
+    assert [(first.shape, second.shape) for first, second in images] == [((40, 56, 3), (40, 56))] * 3
+    assert not np.array_equal(images[0][1], images[1][1])

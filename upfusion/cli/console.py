@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,8 +73,19 @@ def wrote(*paths: object, next_command: str = "") -> None:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Print the result of a command for scripts, on stdout."""
-    print(json.dumps(record, indent=2, ensure_ascii=False))
+    """Print the result of a command for scripts, on stdout; what is not a finite number becomes null."""
+    print(json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def print_error(error: UPFusionError) -> None:

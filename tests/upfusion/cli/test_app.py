@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from upfusion import __version__
 from upfusion.cli.app import GROUPS, VERBS, app
+from upfusion.cli.console import print_json
 from upfusion.cli.sizes import parse_size, parse_sizes
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.manifest import SizeRange
@@ -85,6 +88,16 @@ def test_readme_names_real_verbs_and_options():
         help_text = np.char.replace(runner.invoke(app, [verb, "--help"]).output, "\n", " ").item()
         for option in re.findall(r"--[a-z0-9-]+", rest):
             assert option in help_text, (verb, option)
+
+
+def test_json_is_json_whatever_was_measured(capsys: pytest.CaptureFixture[str]):
+    print_json({"equal": math.inf, "rows": [{"flat": math.nan}, (1.5, -math.inf)], "name": "ä"})
+    text = capsys.readouterr().out
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "equal": None,
+        "rows": [{"flat": None}, [1.5, None]],
+        "name": "ä",
+    }
 
 
 def texts_of(path: Path) -> list[str]:
