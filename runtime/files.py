@@ -17,15 +17,30 @@ def create_folder(folder: Path) -> None:
     """Create an output folder and what lies above it, where they are not there yet.
 
     Raises:
-        InputError: it cannot be created or written into, or is a file.
+        InputError: as :func:`check_folder`'s.
     """
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = "it is a file" if folder.is_file() else error.strerror
-        raise InputError(f"cannot create the folder {folder}: {problem}", "choose another output folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"nothing can be written into the folder {folder}", "choose another output folder")
+        raise InputError(
+            f"cannot create the folder {folder}: {error.strerror}", "choose another output folder"
+        ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless an output folder is there or can be created: asked before anything else is looked at.
+
+    Raises:
+        InputError: it, or what lies above it, is a file or cannot be written into.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"cannot create the folder {folder}: {place.name} is a file", "choose another output folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written into the folder {place}", "choose another output folder")
 
 
 def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:

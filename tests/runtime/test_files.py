@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from upfusion.runtime.errors import InputError
-from upfusion.runtime.files import check_output, create_folder, replacing
+from upfusion.runtime.files import check_folder, check_output, create_folder, replacing
 
 
 def names(folder: Path) -> set[str]:
@@ -81,10 +81,14 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_folder(tmp_path / "a" / "b")
     create_folder(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="it is a file"):
-        create_folder(tmp_path / "file")
-    with pytest.raises(InputError, match="Not a directory"):
-        create_folder(tmp_path / "file" / "b")
+    for path in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(InputError, match="file is a file"):
+            create_folder(path)
+    before = names(tmp_path)
+    check_folder(tmp_path / "new" / "folder")
+    assert names(tmp_path) == before, "asked, not created"
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write everywhere
     with pytest.raises(InputError, match="nothing can be written into"):
         create_folder(tmp_path / "a")
+    with pytest.raises(InputError, match="nothing can be written into"):
+        check_folder(tmp_path / "new")

@@ -69,7 +69,7 @@ def evaluate_command(
     from upfusion.evaluation.run import evaluate_selection
     from upfusion.evaluation.table import write_tables
     from upfusion.runtime.errors import InputError
-    from upfusion.runtime.files import create_folder
+    from upfusion.runtime.files import check_folder, create_folder
 
     if metrics == "list":
         _print_metrics()
@@ -81,6 +81,7 @@ def evaluate_command(
         raise InputError("no dataset was given", "upfusion eval --data data/msrs -m fusion.onnx")
     selections = [select_pairs(folder, split) for folder in data]
     selections = [dataclasses.replace(chosen, pairs=chosen.pairs[:limit]) for chosen in selections]
+    check_folder(output)
     with ExitStack() as opened, progress_bar() as bar:
         methods, infos = _methods(models or [], baselines, device, text, opened)
         create_folder(output)

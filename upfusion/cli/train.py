@@ -121,13 +121,13 @@ def train(
       upfusion train --data roadscene@0.62 --data harvard/pet_mri@0.38 --preset tiny --recipe refine
       --start runs/tiny/model.safetensors --steps 4000 -o runs/refined
     """
-    from upfusion.runtime.files import create_folder
+    from upfusion.runtime.files import check_folder
     from upfusion.train.distributed import processes
     from upfusion.train.loop import WEIGHTS, StepReport
     from upfusion.train.run import RunRequest, prepared_run
     from upfusion.train.state import FILE
 
-    create_folder(output)
+    check_folder(output)
     request = RunRequest(
         data=tuple(data),
         output=output,

@@ -20,13 +20,13 @@ FOLDERS = "vis ir"
 
 CASES = {
     # Outputs that cannot be written are found before the work.
-    "demo -o file": "file: it is a file",
-    "demo -o file/sub": "Not a directory",
+    "demo -o file": "file is a file",
+    "demo -o file/sub": "file is a file",
     f"fuse {PAIR} -m ok.onnx -o none/x.png": "No such file",
     f"fuse {PAIR} -m ok.onnx -o file": "file is a file",
     f"fuse {PAIR} -m ok.onnx -o x.tga": "cannot write .tga",
     f"fuse {FOLDERS} -m ok.onnx -o file": "file is a file",
-    f"fuse {FOLDERS} -m ok.onnx -o file/sub": "Not a directory",
+    f"fuse {FOLDERS} -m ok.onnx -o file/sub": "file is a file",
     "text word -o folder.npz": "it is a folder",
     "text word -o x.txt": "ends in .npz",
     "convert ok.safetensors -o folder.safetensors": "it is a folder",
@@ -40,10 +40,10 @@ CASES = {
     "build ok.onnx -o folder.engine": "it is a folder",
     "build ok.onnx -o none/x.engine": "No such file",
     "build ok.onnx -o x.onnx": "ends in .engine",
-    "bench ok.onnx -o file": "it is a file",
-    "eval --data set -o file": "it is a file",
-    "train --data set --stand-in-text -o file": "it is a file",
-    "train --data set --stand-in-text -o file/sub": "Not a directory",
+    "bench ok.onnx -o file": "file is a file",
+    "eval --data set -o file": "file is a file",
+    "train --data set --stand-in-text -o file": "file is a file",
+    "train --data set --stand-in-text -o file/sub": "file is a file",
     # Images.
     "fuse empty empty -m ok.onnx -o x": "holds no images",
     "fuse zero.png ir/a.png -m ok.onnx -o x.png": "zero.png: empty file",
@@ -102,6 +102,9 @@ CASES = {
     f"accept ok.onnx --data {PAIR} --psnr nan": "nan is not a number",
     "bench ok.onnx --size 4x4": "at least 8x8 pixels",
     "eval --data set --metrics , -o x": "names none",
+    "train --data none --stand-in-text -o x": "no such folder",
+    "train --data set --stand-in-text -o x --hold-out 9": "cannot be held out",
+    "train --data set -o x --text none.npz": "no such text feature",
     "train --data set --stand-in-text -o x --learning-rate -1": "not a number above 0",
     "train --data set --stand-in-text -o x --cache-gb nan": "--cache-gb",
 }
