@@ -59,12 +59,14 @@ def fuse_video(
     color: Color = "auto",
     started: Callable[[int], None] = lambda frames: None,
     done: Callable[[], None] = lambda: None,
+    checked: Callable[[], None] = lambda: None,
 ) -> VideoResult:
     """Write the fused video; frame n is made of frame n of both inputs.
 
     It ends with the shorter input, or when the user interrupts: what was fused by then is kept and playable.
-    ``started`` is called once with the expected number of frames (0: unknown), ``done`` after each frame. ``color``
-    ``auto`` is decided by the first frame.
+    ``started`` is called once with the expected number of frames (0: unknown), ``done`` after each frame, and
+    ``checked`` for each frame that is found again in the finished file. ``color`` ``auto`` is decided by the first
+    frame.
 
     Raises:
         InputError: a file cannot be opened, the frame rates or sizes do not agree, a frame has another size than the
@@ -78,18 +80,7 @@ def fuse_video(
             f"{output}: cannot write {output.suffix or 'a video without a suffix'}", f"use {', '.join(_CODES)}"
         )
     with _Reader(visible) as first, _Reader(infrared) as second:
-        if abs(first.fps - second.fps) > _FPS_APART * first.fps:
-            raise InputError(
-                f"{visible} has {first.fps:g} frames per second, {infrared} has {second.fps:g}",
-                f"bring both to one rate: ffmpeg -i {infrared} -r {first.fps:g} {infrared.stem}_{first.fps:g}fps.mp4",
-            )
-        if first.size != second.size:
-            (height, width), (other_height, other_width) = first.size, second.size
-            raise InputError(
-                f"{visible} has {height}x{width} pixels (height x width), {infrared} has {other_height}x{other_width}",
-                "the frames must show the same view, pixel on pixel; if only the size differs: "
-                f"ffmpeg -i {infrared} -vf scale={width}:{height} {infrared.stem}_{height}x{width}.mp4",
-            )
+        _check_together(first, second)
         started(min(first.frames, second.frames))
         height, width = first.size
         frames, stopped, left_over = 0, False, ""
@@ -126,14 +117,35 @@ def fuse_video(
             finally:
                 writer.release()
             # The signal may have come between the writing of a frame and the counting of it.
-            frames = _frames_written(temporary, output, frames)
+            frames = _frames_written(temporary, output, frames, checked)
     with replacing(output.with_name(output.name + ".json")) as temporary:
         record = {**fuser.provenance(), "visible": visible.name, "infrared": infrared.name, "frames": frames}
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return VideoResult(frames=frames, fps=first.fps, size=first.size, color=color, left_over=left_over, stopped=stopped)
 
 
-def _frames_written(written: Path, output: Path, frames: int) -> int:
+def _check_together(visible: _Reader, infrared: _Reader) -> None:
+    """Raise unless two videos have one frame rate and one size.
+
+    Raises:
+        InputError: with the command that brings the second to the first's.
+    """
+    first, second, fps = visible.path, infrared.path, visible.fps
+    if abs(fps - infrared.fps) > _FPS_APART * fps:
+        raise InputError(
+            f"{first} has {fps:g} frames per second, {second} has {infrared.fps:g}",
+            f"bring both to one rate: ffmpeg -i {second} -r {fps:g} {second.stem}_{fps:g}fps.mp4",
+        )
+    if visible.size != infrared.size:
+        (height, width), (other_height, other_width) = visible.size, infrared.size
+        raise InputError(
+            f"{first} has {height}x{width} pixels (height x width), {second} has {other_height}x{other_width}",
+            "the frames must show the same view, pixel on pixel; if only the size differs: "
+            f"ffmpeg -i {second} -vf scale={width}:{height} {second.stem}_{height}x{width}.mp4",
+        )
+
+
+def _frames_written(written: Path, output: Path, frames: int, checked: Callable[[], None]) -> int:
     """Return how many frames the file that was written holds: every one; OpenCV's writer reports no failure.
 
     Raises:
@@ -145,6 +157,7 @@ def _frames_written(written: Path, output: Path, frames: int) -> int:
         found = 0
         while check.grab():
             found += 1
+            checked()
     if found < frames:
         raise InputError(
             f"{output} would hold {found} of {frames} frames", "is the disk full? free some space and start again"
@@ -160,7 +173,7 @@ class _Reader:
 
         if not path.is_file():
             raise InputError(f"{path}: no such file", "check the path")
-        self._path = path
+        self.path = path
         self._capture: Any = cv2.VideoCapture(str(path))
         first: Any = self._capture.read()[1] if self._capture.isOpened() else None
         if first is None:
@@ -184,9 +197,9 @@ class _Reader:
             frame = self._capture.read()[1]
         if frame is not None and frame.shape[:2] != self.size:
             raise InputError(
-                f"{self._path}: frame {self._read} has {frame.shape[0]}x{frame.shape[1]} pixels (height x width), "
+                f"{self.path}: frame {self._read} has {frame.shape[0]}x{frame.shape[1]} pixels (height x width), "
                 f"the first one has {self.size[0]}x{self.size[1]}",
-                f"bring all frames to one size: ffmpeg -i {self._path} -vf scale={self.size[1]}:{self.size[0]} x.mp4",
+                f"bring all frames to one size: ffmpeg -i {self.path} -vf scale={self.size[1]}:{self.size[0]} x.mp4",
             )
         self._read += 1
         return frame

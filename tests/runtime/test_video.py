@@ -51,8 +51,16 @@ def test_frames_stay_in_step(tmp_path: Path, fuser: Any, suffix: str) -> None:
     visible, infrared = write(tmp_path / "v.avi", 6), write(tmp_path / "i.avi", 6)
     events: list[int] = []
     output = tmp_path / f"fused{suffix}"
-    result = fuse_video(fuser, visible, infrared, output, started=events.append, done=lambda: events.append(0))
-    assert events == [6] + [0] * 6
+    result = fuse_video(
+        fuser,
+        visible,
+        infrared,
+        output,
+        started=events.append,
+        done=lambda: events.append(0),
+        checked=lambda: events.append(-1),
+    )
+    assert events == [6] + [0] * 6 + [-1] * 6
     assert (result.frames, result.size, result.color) == (6, (48, 64), "gray")
     assert (result.left_over, result.stopped) == ("", False)
     frames = read(output)
@@ -133,7 +141,7 @@ def test_a_frame_of_another_size_is_named(tmp_path: Path, fuser: Any, monkeypatc
             self.capture.release()
 
     def patched(self: Any) -> Any:
-        if self._path == infrared and not isinstance(self._capture, Changing):
+        if self.path == infrared and not isinstance(self._capture, Changing):
             self._capture = Changing(self._capture)
         return real(self)
 

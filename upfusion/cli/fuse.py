@@ -115,17 +115,23 @@ def _fuse_videos(
             f"{model} ranks its channels inside the graph, on every frame: --every {every} has no effect it could have",
             "leave --every out",
         )
-    columns: list[Any] = [TextColumn("fusing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fps]}")]
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[fps]}"),
+    ]
     with (
         open_fuser(model, **opening) as fuser,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
     ):
         task = bar.add_task("fusing", total=None, fps="")
+        checking = bar.add_task("checking the file", total=None, fps="", visible=False)
         start = time.perf_counter()
 
         def done() -> None:
             bar.advance(task)
-            frames = bar.tasks[0].completed
+            frames = bar.tasks[task].completed
             bar.update(task, fps=f"{frames / (time.perf_counter() - start):.1f} frames/s")
 
         result = fuse_video(
@@ -136,6 +142,7 @@ def _fuse_videos(
             color=color,
             started=lambda frames: bar.update(task, total=frames or None),
             done=done,
+            checked=lambda: bar.update(checking, advance=1, total=bar.tasks[task].completed, visible=True),
         )
         seconds = time.perf_counter() - start
     height, width = result.size
