@@ -92,6 +92,13 @@ class FixedText:
     """``tcpm1`` .. ``tcpm4``: smallest difference of neighbouring logits in that order."""
 
 
+class Encoders(nn.Module):
+    """What stands for both encoders: level-1 streams in, maps of levels 1..4 out."""
+
+    levels: nn.ModuleList
+    """The blocks of each level, both streams' in one."""
+
+
 class DeployNetwork(nn.Module):
     """The trained network with constants in place of the text: ``(visible, infrared) -> fused``.
 
@@ -105,7 +112,7 @@ class DeployNetwork(nn.Module):
         self.network = network
         self.luma: Callable[[Tensor], Tensor] = luma
         self.front_end: nn.Module | None = None
-        self.encode: nn.Module | None = None
+        self.encode: Encoders | None = None
         self.decode: nn.Module | None = None
         self.wide_streams = False
         """Whether the level-1 streams stay float32 when the maps are half, because half has no room for them."""
@@ -188,11 +195,11 @@ def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
     return {name: module for name, module in named if isinstance(module, nn.Conv2d) and module in inside}
 
 
-def full_resolution_blocks(deploy: DeployNetwork) -> tuple[list[RestormerBlock], list[RestormerBlock]]:
-    """Return the blocks with the largest maps: the decoder's and the refinement's (2C channels), the encoders' (C).
-
-    Where a rewrite has put a module of its own in place of the encoders, theirs are not among them.
-    """
+def blocks_at(deploy: DeployNetwork, level: int) -> tuple[list[RestormerBlock], list[RestormerBlock]]:
+    """Return the blocks of a level (0 is full resolution): the decoder's with the refinement's, and the encoders'."""
     network = deploy.network
-    encoders = [] if deploy.encode else [*network.encoders_visible[0], *network.encoders_infrared[0]]
-    return [*network.decoders[0], *network.refinement], encoders
+    encoders = [deploy.encode.levels] if deploy.encode else [network.encoders_visible, network.encoders_infrared]
+    last = network.refinement if level == 0 else ()
+    # Level 4 is encoded only: the perturbation's result goes up from there.
+    decoder = network.decoders[level] if level < len(network.decoders) else ()
+    return [*decoder, *last], [block for levels in encoders for block in levels[level]]

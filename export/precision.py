@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, half_convolutions, use_half_maps
+from upfusion.export.rewrites.channels_last import ChannelsLastBlock, ChannelsLastNorm
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import imposing
 from upfusion.model.layers import ChannelAttention, GatedFeedForward, RestormerBlock
@@ -41,7 +42,7 @@ HEADROOM = 8.0
 UNSEEN_HEADROOM = 64.0
 """The same where there is no calibration and only synthetic images were seen."""
 
-BLOCKS = (RestormerBlock, FixedOrderPerturbation)
+BLOCKS = (RestormerBlock, ChannelsLastBlock, FixedOrderPerturbation)
 """Modules whose result is a residual stream: its last summand's convolution centres it."""
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -177,8 +178,7 @@ class Observed:
         for name, site in sites.items():
             handles.append(site.register_forward_hook(self._mean(name)))
         for name, block in blocks.items():
-            norm = block.norm_feed_forward
-            handles.append(norm.register_forward_hook(self._mean(_stream(name), of_input=True)))
+            handles.append(block.norm_feed_forward.register_forward_hook(self._stream_mean(_stream(name))))
         try:
             yield
         finally:
@@ -193,9 +193,15 @@ class Observed:
 
         return see
 
-    def _mean(self, name: str, *, of_input: bool = False) -> Hook:
+    def _mean(self, name: str) -> Hook:
         def see(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.means.setdefault(name, channel_means(args[0] if of_input else output))
+            self.means.setdefault(name, channel_means(output))
+
+        return see
+
+    def _stream_mean(self, name: str) -> Hook:
+        def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.means.setdefault(name, stream_means(module, args[0]))
 
         return see
 
@@ -203,6 +209,11 @@ class Observed:
 def channel_means(x: Tensor) -> Tensor:
     """Return the mean of each channel of (B, C, H, W) over the batch and all pixels, (C,), float64."""
     return x.float().mean((2, 3)).double().mean(0)
+
+
+def stream_means(norm: nn.Module, stream: Tensor) -> Tensor:
+    """Return the channel means of the stream that a norm reads, in the layout that the norm takes."""
+    return channel_means(stream.permute(0, 3, 1, 2) if isinstance(norm, ChannelsLastNorm) else stream)
 
 
 def _keep_wide(
@@ -247,8 +258,8 @@ def _centre(
     debts: dict[nn.Module, Tensor] = {}
 
     def at_norm(name: str, last: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def measure(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            debts[last] = seen.means[name] - channel_means(args[0])
+        def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            debts[last] = seen.means[name] - stream_means(module, args[0])
 
         return measure
 

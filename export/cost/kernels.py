@@ -3,7 +3,8 @@
 The assumptions, alike for every graph:
 
 * **Views are free**: reshapes, splits and slices, broadcasts; a transpose that only swaps the last two axes for a
-  matrix product; index and shape arithmetic on constants.
+  matrix product, or that names a map's channels last instead of second: convolutions for tensor cores keep their
+  maps channels-last whatever the graph calls them; index and shape arithmetic on constants.
 * **Elementwise operations join the kernel that makes their input**, one after the other, if that kernel is a
   convolution, a matrix product, a normalisation or other elementwise work, if nothing else needs the value between,
   and if both have the same number of elements. Further operands are read. An operation on one half of a
@@ -51,6 +52,9 @@ MOVES = frozenset(
     """.split()  # noqa: SIM905
 )
 
+LAYOUTS = ([0, 2, 3, 1], [0, 3, 1, 2])
+"""Permutations from channels second to channels last, and back."""
+
 
 @dataclass(slots=True)
 class Kernel:
@@ -79,7 +83,7 @@ def is_view(node: Node, graph: Graph) -> bool:
             swapped = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
             small = graph.tensors[node.inputs[0]]
             moved = [axis for axis in order if small.shape[axis] != 1]
-            return list(order) == swapped or moved == sorted(moved)
+            return list(order) in (swapped, *LAYOUTS) or moved == sorted(moved)
     return False
 
 

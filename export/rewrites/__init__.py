@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 from upfusion.export.deploy import DeployNetwork
+from upfusion.export.rewrites.attend_channels_last import attend_channels_last
 from upfusion.export.rewrites.band_gram import band_gram
+from upfusion.export.rewrites.channels_last import channels_last
 from upfusion.export.rewrites.fold_front_end import fold_front_end
 from upfusion.export.rewrites.fold_layer_norm import fold_layer_norm
 from upfusion.export.rewrites.fold_norm_scale import fold_norm_scale
@@ -18,7 +20,7 @@ from upfusion.export.rewrites.fold_prompt import fold_prompt
 from upfusion.export.rewrites.fold_reductions import fold_reductions
 from upfusion.export.rewrites.fold_trunk_scales import fold_trunk_scales
 from upfusion.export.rewrites.gather_weights import gather_weights
-from upfusion.export.rewrites.group_feed_forward import group_feed_forward, split_gate
+from upfusion.export.rewrites.group_feed_forward import group_feed_forward, halve_feed_forward, split_gate
 from upfusion.export.rewrites.join_query_key import join_query_key
 from upfusion.export.rewrites.merge_attention_output import merge_attention_output
 from upfusion.export.rewrites.normalize_gram import normalize_gram
@@ -48,12 +50,15 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_norm_scale,
     pad_hidden,
     group_feed_forward,
+    halve_feed_forward,
     split_gate,
     fold_layer_norm,
     split_qkv,
     fold_reductions,
     join_query_key,
     pair_encoders,
+    attend_channels_last,
+    channels_last,
 )
 
 NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
@@ -61,12 +66,15 @@ NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
 LEAN = ("group_feed_forward", "split_qkv", "band_gram")
 """What ``--lean`` adds: less memory, more passes."""
 
-LEAN_WITHOUT = ("pair_encoders",)
-"""What ``--lean`` leaves out: both streams of a level would live at once."""
+LEAN_WITHOUT = ("pair_encoders", "halve_feed_forward")
+"""What ``--lean`` leaves out: both streams of a level would live at once, and larger groups."""
+
+CHANNELS_LAST = ("attend_channels_last", "channels_last", "halve_feed_forward")
+"""What only pays where convolutions keep channels last, and half precision counts: on a GPU."""
 
 DEFAULTS: Mapping[Target, tuple[str, ...]] = {
     "tensorrt": tuple(name for name in NAMES if name not in (*LEAN, "fold_layer_norm")),
-    "cpu": tuple(name for name in NAMES if name not in (*LEAN, "join_query_key")),
+    "cpu": tuple(name for name in NAMES if name not in (*LEAN, *CHANNELS_LAST, "join_query_key")),
 }
 """What is on without further words.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from upfusion.export.deploy import DeployNetwork, full_resolution_blocks
+from upfusion.export.deploy import DeployNetwork, blocks_at
 from upfusion.export.rewrites.normalize_gram import NormalizedGram, spatial_norm
 from upfusion.export.rewrites.open_attention import Maps, in_two, open_attentions
 from upfusion.export.rewrites.report import RewriteReport
@@ -48,7 +48,7 @@ def band_gram(deploy: DeployNetwork) -> RewriteReport:
     time. Needs: normalize_gram.
     """
     attentions = open_attentions(deploy)
-    largest = [block.attention for blocks in full_resolution_blocks(deploy) for block in blocks]
+    largest = [block.attention for blocks in blocks_at(deploy, 0) for block in blocks]
     done = 0
     for attention in attentions:
         if attention in largest and isinstance(attention.similarity, NormalizedGram):

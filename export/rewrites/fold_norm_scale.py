@@ -11,7 +11,7 @@ from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation
 from upfusion.export.rewrites.open_attention import OpenAttention, OpenSelectiveAttention, open_attentions
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of, matrix
-from upfusion.model.layers import GatedFeedForward, LayerNorm2d, RestormerBlock, widen
+from upfusion.model.layers import GatedFeedForward, LayerNorm2d, RestormerBlock
 
 
 class Standardize(nn.Module):
@@ -27,11 +27,18 @@ class Standardize(nn.Module):
         """Map (B, streams * C, H, W) to the same shape."""
         channels = x.shape[1] // self.streams
         if self.streams == 1:
-            standard = F.layer_norm(widen(x).permute(0, 2, 3, 1), (channels,), eps=self.eps).to(x.dtype)
-            return standard.permute(0, 3, 1, 2)
-        wide = widen(x).reshape(x.shape[0] * self.streams, channels, -1).transpose(1, 2)
-        standard = F.layer_norm(wide, (channels,), eps=self.eps).to(x.dtype)
-        return standard.transpose(1, 2).reshape(x.shape)
+            return standardized(x.permute(0, 2, 3, 1), self.eps).permute(0, 3, 1, 2)
+        pixels = x.reshape(x.shape[0] * self.streams, channels, -1).transpose(1, 2)
+        return standardized(pixels, self.eps).transpose(1, 2).reshape(x.shape)
+
+
+def standardized(x: Tensor, eps: float) -> Tensor:
+    """Return ``x`` with mean 0 and variance 1 (less ``eps``) along its last axis.
+
+    A half map is not widened: the one node LayerNormalization takes its statistics in float32 whatever its input
+    (ONNX: stash_type 1), and so does TensorRT's normalisation layer.
+    """
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 class NormSite:

@@ -7,7 +7,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upfusion.export.deploy import DeployNetwork, full_resolution_blocks
+from upfusion.export.deploy import DeployNetwork, blocks_at
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of
 from upfusion.model.layers import GatedFeedForward
@@ -36,9 +36,9 @@ class GroupedFeedForward(nn.Module):
             columns = trained.project.weight.double()[:, start:stop]
             self.project.append(conv_of(columns, None, like=trained.project))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        total: Tensor | None = None
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Map (B, C, H, W) to the same shape, added to ``onto``: to it first, so that it need not wait for the sum."""
+        total = onto
         for to_gate, gate, to_value, value, project in zip(
             self.expand_gate, self.depthwise_gate, self.expand_value, self.depthwise_value, self.project, strict=True
         ):
@@ -79,10 +79,20 @@ def group_feed_forward(deploy: DeployNetwork) -> RewriteReport:
     group and the sum is read and written again. So groups are used only at full resolution, where the largest maps
     are: 4 in the decoder's and the refinement's blocks (2C channels), 2 in the encoders'.
     """
-    widest, others = full_resolution_blocks(deploy)
+    widest, others = blocks_at(deploy, 0)
     groups: dict[nn.Module, int] = dict.fromkeys(widest, 4)
     groups |= dict.fromkeys([*others, deploy.network.perturbations[0]], 2)
     return _grouped(deploy, "group_feed_forward", groups, only_named=True)
+
+
+def halve_feed_forward(deploy: DeployNetwork) -> RewriteReport:
+    """Process the hidden channels of the blocks at full resolution in two groups (see :func:`group_feed_forward`).
+
+    Two groups bring the feed-forward's memory down to the attention's, and cost little: with the first projection
+    added to the block's input, the sum is read where the input was.
+    """
+    widest, others = blocks_at(deploy, 0)
+    return _grouped(deploy, "halve_feed_forward", dict.fromkeys([*widest, *others], 2), only_named=True)
 
 
 def _grouped(

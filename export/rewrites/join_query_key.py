@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, Rank
-from upfusion.export.rewrites.fold_norm_scale import Standardize
+from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, Rank, stacked
+from upfusion.export.rewrites.fold_norm_scale import Standardize, standardized
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
 from upfusion.export.rewrites.open_attention import OpenSelectiveAttention
 from upfusion.export.rewrites.pair_encoders import paired_conv
 from upfusion.export.rewrites.read_streams_once import OnePassEntry
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import conv_of
-from upfusion.model.layers import widen
 
 
 class StandardizedEntry(nn.Module):
@@ -28,11 +26,11 @@ class StandardizedEntry(nn.Module):
 
     def forward(self, streams: tuple[Tensor, ...], rank: Rank) -> tuple[Tensor]:
         """Return (B, 2C, H, W), the query's channels first."""
-        rows = self.entry.rows(streams, rank)  # (B, 2C, N)
-        batch, channels = rows.shape[:2]
-        wide = widen(rows).reshape(2 * batch, channels // 2, -1).transpose(1, 2)
-        standard = F.layer_norm(wide, wide.shape[2:], eps=self.eps).to(rows.dtype).transpose(1, 2)
-        return (standard.reshape(batch, channels, *streams[0].shape[-2:]),)
+        both = stacked(streams)
+        pixels = both.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, 2C)
+        mixed = pixels @ self.entry.weight((both,), rank).transpose(1, 2) + self.entry.bias.flatten().to(both.dtype)
+        standard = standardized(mixed.unflatten(-1, (2, -1)), self.eps)
+        return (standard.reshape(*both.shape[:1], *both.shape[2:], -1).permute(0, 3, 1, 2),)
 
 
 class JointSelectiveAttention(nn.Module):
@@ -51,6 +49,7 @@ class JointSelectiveAttention(nn.Module):
         self.query_key_depthwise = paired_conv(opened.query_depthwise, key_depthwise)
         self.similarity = opened.similarity
         self.mask = opened.mask
+        assert isinstance(opened.output, MergedOutput)
         self.output = opened.output
         self.logits = opened.logits
         self.keep = opened.keep
@@ -63,8 +62,9 @@ class JointSelectiveAttention(nn.Module):
         ranked = maps.reshape(both.shape[0], 2 * self.heads, channels, *both.shape[-2:])
         logits = self.logits(self.similarity((ranked,), 1) * self.temperature)
         attention = torch.where(self.keep(self.mask(logits)), logits, -torch.inf).softmax(-1)
-        out: Tensor = self.output(attention, self.value_depthwise(self.to_value(source)))
-        return out.reshape(source.shape)
+        value = self.value_depthwise(self.to_value(source)).permute(0, 2, 3, 1)
+        out = value.flatten(1, 2) @ self.output.merged(attention).to(value.dtype).transpose(1, 2)
+        return out.reshape(value.shape).permute(0, 3, 1, 2)
 
 
 def join_query_key(deploy: DeployNetwork) -> RewriteReport:

@@ -22,10 +22,13 @@ class MergedOutput(nn.Module):
 
     def forward(self, attention: Tensor, v: Tensor) -> Tensor:
         """Map attention (..., heads, c, c) and values (..., heads, c, H, W) to (..., C, N)."""
-        merged = self.weight @ attention
-        if self.head_axis:
-            merged = merged.transpose(-3, -2).flatten(-2)  # (..., C, C)
+        merged = self.merged(attention)
         return merged.to(v.dtype) @ v.reshape(*merged.shape[:-1], -1)
+
+    def merged(self, attention: Tensor) -> Tensor:
+        """Return each image's matrix (..., C, C) that values are multiplied with."""
+        product = self.weight @ attention
+        return product.transpose(-3, -2).flatten(-2) if self.head_axis else product
 
 
 def merge_attention_output(deploy: DeployNetwork) -> RewriteReport:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from upfusion.export.deploy import DeployNetwork, stacked
+from upfusion.export.deploy import DeployNetwork, Encoders, stacked
 from upfusion.export.rewrites.fold_front_end import FoldedFrontEnd
 from upfusion.export.rewrites.fold_norm_scale import Standardize
 from upfusion.export.rewrites.group_feed_forward import GroupedFeedForward
@@ -18,7 +18,7 @@ from upfusion.model import FusionNetwork
 from upfusion.model.layers import RestormerBlock
 
 
-class PairedEncoders(nn.Module):
+class PairedEncoders(Encoders):
     """Both encoders on one (B, 2C, H, W) map, visible channels first."""
 
     def __init__(self, network: FusionNetwork) -> None:

@@ -30,16 +30,20 @@ class OnePassEntry(nn.Module):
 
     def rows(self, streams: tuple[Tensor, ...], rank: Rank) -> Tensor:
         """Return both as the rows of one matrix (B, 2C, N), the query's first."""
-        pooled = torch.cat([spatial_mean(stream) for stream in streams], dim=1)
-        query = spread_columns(self.query_weight, rank(pooled), pooled.shape[1])
-        source = self.source_weight.expand(query.shape[0], -1, -1) if query.shape[0] > 1 else self.source_weight
-        weight = torch.cat([query, source], dim=1).to(streams[0].dtype)
+        weight = self.weight(streams, rank)
         parts = weight.chunk(len(streams), dim=2) if len(streams) > 1 else (weight,)
         first, *others = (part @ stream.flatten(2) for part, stream in zip(parts, streams, strict=True))
         total = first + self.bias.to(first.dtype)
         for product in others:
             total = total + product
         return total
+
+    def weight(self, streams: tuple[Tensor, ...], rank: Rank) -> Tensor:
+        """Return each image's matrix (B, 2C, 2C) in the type of the streams."""
+        pooled = torch.cat([spatial_mean(stream) for stream in streams], dim=1)
+        query = spread_columns(self.query_weight, rank(pooled), pooled.shape[1])
+        source = self.source_weight.expand(query.shape[0], -1, -1) if query.shape[0] > 1 else self.source_weight
+        return torch.cat([query, source], dim=1).to(streams[0].dtype)
 
 
 def read_streams_once(deploy: DeployNetwork) -> RewriteReport:

@@ -6,7 +6,7 @@ import itertools
 
 from torch import nn
 
-from upfusion.export.deploy import DeployNetwork, full_resolution_blocks
+from upfusion.export.deploy import DeployNetwork, blocks_at
 from upfusion.export.rewrites.open_attention import OpenAttention, open_attentions
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of, matrix
@@ -25,7 +25,7 @@ def split_qkv(deploy: DeployNetwork) -> RewriteReport:
     """
     open_attentions(deploy)
     done, folded = 0, 0
-    for block in itertools.chain(*full_resolution_blocks(deploy)):
+    for block in itertools.chain(*blocks_at(deploy, 0)):
         attention = block.attention
         if not isinstance(attention, OpenAttention) or not isinstance(attention.to_qkv, nn.Conv2d):
             folded += 1

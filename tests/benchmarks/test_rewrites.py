@@ -24,6 +24,7 @@ def test_a_form_is_counted_and_built(tmp_path: Path) -> None:
     cost = counted(graph)
     engine = built(graph, options)
     assert 0 < cost["kernels"] < cost["nodes"]
-    assert cost["weight_bytes"] <= engine["weights_bytes"] < 2 * cost["weight_bytes"]
+    # The builder folds some of the small constants, and lays out weights with gaps.
+    assert 0.95 * cost["weight_bytes"] < engine["weights_bytes"] < 2 * cost["weight_bytes"]
     assert engine["activation_memory_bytes"] > 0.5 * cost["peak_live_bytes"], "its kernels fuse, but maps must live"
     assert str(engine["builder"]).startswith("tensorrt-rtx 1.")

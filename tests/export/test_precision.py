@@ -221,7 +221,7 @@ def test_fitted_biases_take_the_shift_away(
 def stream_means(form: DeployNetwork, planes: tuple[Tensor, Tensor], decisions: Mapping[str, Tensor]) -> Tensor:
     """Return the channel means of the last residual stream, in emulated half if the form is half."""
     found: list[Tensor] = []
-    last = (form.decode or form.network).refinement[-1]
+    last = (form.decode or form.network).refinement
     handle = last.register_forward_hook(lambda m, a, out: found.append(channel_means(out)))
     with imposing(form.network, decisions):
         emulated(form, planes)

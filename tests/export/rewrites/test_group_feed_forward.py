@@ -1,12 +1,18 @@
 from __future__ import annotations
 
-from upfusion.export.rewrites.group_feed_forward import group_feed_forward, pieces
+from upfusion.export.rewrites.group_feed_forward import group_feed_forward, halve_feed_forward, pieces
 
 
 def test_is_the_same_network_in_float64(rewritten, deploy):
     report = rewritten(["group_feed_forward"])[-1]
     assert report.rewritten == 5  # blocks at full resolution: two encoders, perturbation, decoder, refinement
     assert group_feed_forward(deploy).rewritten == 0  # nothing is left to change the second time
+
+
+def test_halves_are_the_same_network_in_float64(rewritten, deploy):
+    report = rewritten(["halve_feed_forward"])[-1]
+    assert report.rewritten == 4  # blocks at full resolution: two encoders, decoder, refinement
+    assert halve_feed_forward(deploy).rewritten == 0  # nothing is left to change the second time
 
 
 def test_follows_padding_and_folded_scales(rewritten):

@@ -1,0 +1,146 @@
+"""Attention on maps whose channels lie next to each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from upfusion.export.deploy import DeployNetwork, blocks_at
+from upfusion.export.rewrites.fold_norm_scale import Standardize
+from upfusion.export.rewrites.merge_attention_output import MergedOutput
+from upfusion.export.rewrites.normalize_gram import NormalizedGram
+from upfusion.export.rewrites.open_attention import OpenAttention
+from upfusion.export.rewrites.report import RewriteReport
+from upfusion.export.rewrites.weights import bias_of, conv_of, frozen
+from upfusion.model.layers import NORM_FLOOR, RestormerBlock, widen
+
+MOST_RANKED = 384
+"""Queries and keys of so many channels are multiplied whole.
+
+All products of 2C channels are 4C multiply-adds for each value read: at 384 about what tensor cores do while memory
+delivers the value, and beyond it the needless products between heads would cost more than copies spare.
+"""
+
+
+class ChannelsLastAttention(nn.Module):
+    """MDTA whose queries and keys are one map that is multiplied with itself."""
+
+    outside: Tensor | None
+
+    def __init__(self, attention: OpenAttention, band_rows: int) -> None:
+        """Take over the parts; the input must be standardised (:func:`bounding_scale`).
+
+        ``band_rows`` rows of the map are summed by one product; it divides the map's height. Values are within
+        [-1, 1], so no sum passes the largest half while a row has at most 65,504 / ``band_rows`` pixels.
+        """
+        super().__init__()
+        self.band_rows = band_rows
+        pointwise, depthwise, output = attention.to_qkv, attention.depthwise, attention.output
+        assert isinstance(pointwise, nn.Conv2d)
+        assert isinstance(depthwise, nn.Conv2d)
+        assert isinstance(output, MergedOutput)
+        streams = attention.streams
+        places = torch.arange(pointwise.out_channels).reshape(streams, 3, -1)  # of each stream: queries, keys, values
+        ranked, values = places[:, :2].transpose(0, 1).flatten(), places[:, 2].flatten()
+        temperature = attention.temperature.detach().double().flatten()
+        temperature = temperature.repeat_interleave(len(values) // len(temperature))  # of each query
+        unit, size = torch.ones_like(temperature), torch.where(temperature == 0, 1.0, temperature.abs())
+        scale = bounding_scale(pointwise, depthwise)[ranked]
+        rows = torch.block_diag(*pointwise.weight.detach().double().flatten(1).chunk(streams))
+        bias = bias_of(pointwise)
+        kernels = depthwise.weight.detach().double()
+        self.to_query_key, self.to_value = (conv_of(rows[part], bias[part], pointwise) for part in (ranked, values))
+        signed = scale * torch.cat([temperature.sign(), unit])
+        self.query_key_depthwise = conv_of(kernels[ranked] * signed[:, None, None, None], None, depthwise, len(ranked))
+        self.value_depthwise = conv_of(kernels[values], None, depthwise, len(values))
+        like = attention.temperature
+        over = torch.cat([size, unit]).square().reciprocal()  # squared norms over squared temperatures
+        self.floors = frozen(((NORM_FLOOR * scale) ** 2 * over)[:, None], like)
+        self.diagonal = frozen(over.diag(), like)
+        channels, heads = len(values), streams * attention.heads
+        # (streams * heads, C, c): what each head's channels become, whatever axes the weight has for one of either.
+        weights = output.weight.detach().double().reshape(heads, channels // streams, channels // heads)
+        by_stream = weights.transpose(1, 2).reshape(streams, channels // streams, channels // streams)
+        self.project = frozen(torch.block_diag(*by_stream), output.weight)
+        within = torch.block_diag(*[like.new_ones(channels // heads, channels // heads)] * heads)
+        # 0 within a head, -inf between heads
+        self.register_buffer("outside", within.log() if heads > 1 else None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, streams * C, H, W) to the same shape; both are read and written channels-last."""
+        batch, channels, height, width = x.shape
+        logits = self._logits(self.query_key_depthwise(self.to_query_key(x)).permute(0, 2, 3, 1))
+        if self.outside is not None:
+            logits = logits + self.outside
+        merged = logits.softmax(-2) @ self.project
+        value = self.value_depthwise(self.to_value(x)).permute(0, 2, 3, 1)
+        out = value.reshape(batch, -1, channels) @ merged.to(value.dtype)
+        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def _logits(self, maps: Tensor) -> Tensor:
+        """Return keys' cosines with queries, times temperature, (B, keys, queries), float32 or wider."""
+        batch, height, width, both = maps.shape
+        bands = maps.reshape(batch * height // self.band_rows, self.band_rows * width, both)
+        products = widen(bands.transpose(1, 2) @ bands)
+        products = products.sum(0, keepdim=True) if batch == 1 else products.unflatten(0, (batch, -1)).sum(1)
+        norms = torch.maximum((products * self.diagonal).sum(-1, keepdim=True), self.floors).sqrt()
+        return (products / (norms * norms.transpose(1, 2)))[:, both // 2 :, : both // 2]
+
+
+def bounding_scale(pointwise: nn.Conv2d, depthwise: nn.Conv2d) -> Tensor:
+    """Return for each output channel a power of two that keeps it within [-1, 1], float64, from the weights alone.
+
+    A standardised pixel z of C channels has length sqrt(C) at most. By Cauchy and Schwarz, and by the sum over taps::
+
+        |W_c z + b_c| <= |W_c| sqrt(C) + |b_c|,      |D_c * y_c| <= sum |D_c| max |y_c|
+    """
+    rows = pointwise.weight.detach().double().flatten(1)
+    bound = rows.norm(dim=1) * math.sqrt(rows.shape[1]) + bias_of(pointwise).abs()
+    bound *= depthwise.weight.detach().double().abs().flatten(1).sum(1)
+    return torch.where(bound > 0, torch.exp2(-bound.log2().ceil()), 1.0)
+
+
+def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
+    """Multiply the map of queries and keys with itself, channels-last and band by band, where maps are largest.
+
+    With X the map of queries and keys as rows of pixels, N x 2C, cut in bands i of pixels::
+
+        X^T X  =  sum_i X_i^T X_i  =  [ |q|^2 on the diagonal    q k^T                  ]
+                                      [ k q^T                    |k|^2 on the diagonal  ]
+
+    One product gives all that the cosines need and reads the map once, where products and norms read it twice. In
+    half precision it is taken of the half map: no copy is widened to float32. That is safe because cosines do not
+    change when a channel is scaled: each is scaled by a power of two that bounds it (:func:`bounding_scale`), so no
+    band overflows whatever the image, and the bands, each rounded once, are added in float32, where their rounding
+    averages out. The temperature t goes in likewise: its sign into the queries, its size into their norms,
+    |q| / |t|. Matrices with the bands as their only other axis are what TensorRT multiplies without a transposed copy
+    of a convolution's result, which it keeps channels-last.
+
+    Heads, and streams that are paired, are told apart by a mask in front of the softmax: their channels are multiplied
+    with each other for nothing. So this is done where maps are largest and channels few (:data:`MOST_RANKED`).
+    Needs: normalize_gram, merge_attention_output, fold_norm_scale.
+    """
+    done = 0
+    for level in range(3):
+        for block in itertools.chain(*blocks_at(deploy, level)):
+            if _can_attend(block):
+                # A full-resolution height is a multiple of 8, and halves from level to level.
+                block.attention = ChannelsLastAttention(block.attention, band_rows=8 >> level)
+                done += 1
+    return RewriteReport("attend_channels_last", done)
+
+
+def _can_attend(block: RestormerBlock) -> bool:
+    """Whether a block's attention consists of the parts that are taken over, with an input of bounded length."""
+    attention = block.attention
+    return (
+        isinstance(attention, OpenAttention)
+        and isinstance(block.norm_attention, Standardize)
+        and isinstance(attention.similarity, NormalizedGram)
+        and isinstance(attention.output, MergedOutput)
+        and isinstance(attention.to_qkv, nn.Conv2d)
+        and attention.to_qkv.out_channels * 2 // 3 <= MOST_RANKED
+    )
