@@ -82,6 +82,9 @@ def main() -> None:
     # Huge pages for PyTorch's maps, read at its first allocation: without them a base-size pass at 480x640 spends
     # as long in page faults as in arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # OpenCV's own lines: what matters in them is said by our errors.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     stop_as_by_ctrl_c()
     try:
         app()

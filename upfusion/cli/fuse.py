@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,7 +57,6 @@ def fuse(
     from upfusion.runtime.pairs import find_pairs
     from upfusion.runtime.video import is_video
 
-    _quiet_opencv()
     if is_video(visible) and is_video(infrared):
         opening = {"device": device, "text": text, "contexts": contexts}
         _fuse_videos(visible, infrared, model, output, opening, color=color, every=every, json=json)
@@ -170,9 +168,3 @@ def _fuse_videos(
         )
     if result.stopped:  # the video is complete up to there
         raise typer.Exit(INTERRUPTED)
-
-
-def _quiet_opencv() -> None:
-    """Keep OpenCV's own lines off the terminal: what matters in them is said by our errors."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -19,6 +19,7 @@ from upfusion.cli.app import GROUPS, VERBS, app
 from upfusion.cli.console import print_json
 from upfusion.cli.sizes import parse_size, parse_sizes
 from upfusion.runtime.errors import InputError, UPFusionError
+from upfusion.runtime.images import write_image
 from upfusion.runtime.manifest import SizeRange
 
 README = Path(__file__).resolve().parents[3] / "README.md"
@@ -56,6 +57,16 @@ def test_an_error_is_a_sentence_a_remedy_and_exit_code_2(tmp_path: Path):
     assert "hint:" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_image_is_one_error_and_no_line_of_a_library(graph: Path, tmp_path: Path):
+    image = tmp_path / "cut.png"
+    write_image(image, np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8))
+    image.write_bytes(image.read_bytes()[:1000])
+    result = run("bench", graph, "--data", image, image)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"], result.stderr
 
 
 def test_export_refuses_contradicting_sizes(tmp_path: Path):
