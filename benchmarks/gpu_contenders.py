@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from upfusion.bench.contender import ImagePair, Opened, opened
+from upfusion.bench.contender import ImagePair, Opened, opened, opened_by
 from upfusion.cli.artifacts import torch_contract
-from upfusion.runtime.backends.base import Arrays
+from upfusion.runtime.backends.base import Arrays, Backend
 from upfusion.runtime.backends.engine_library import EngineOptions
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.fuser import Fuser
+from upfusion.runtime.manifest import Contract
 
 
 class DeployBackend:
@@ -49,23 +50,26 @@ class DeployBackend:
 
     def parts_ms(self, inputs: Arrays) -> dict[str, float]:
         """Run once with a wait after each part, and return the milliseconds of each."""
-        clock = time.perf_counter
         with self._torch.inference_mode():
-            times = [clock()]
+            times = [self._clock()]
             images = self._copied(inputs)
-            for step in (lambda: images, lambda: self._network(*images)):
-                fused = step()
-                if self._place == "cuda":
-                    self._torch.cuda.synchronize()
-                times.append(clock())
+            times.append(self._clock())
+            fused = self._network(*images)
+            times.append(self._clock())
             fused.cpu().numpy()
-            times.append(clock())
+            times.append(self._clock())
         names = ("copy_in", "compute", "copy_out")
         return {name: float(value) * 1e3 for name, value in zip(names, np.diff(times), strict=True)}
 
     def close(self) -> None:
         """Let go of the network."""
         self._network = None
+
+    def _clock(self) -> float:
+        """Return the time in seconds when the device has done all that it was given."""
+        if self._place == "cuda":
+            self._torch.cuda.synchronize()
+        return time.perf_counter()
 
     def _copied(self, inputs: Arrays) -> list[Any]:
         """Return the inputs on the device."""
@@ -114,17 +118,12 @@ def opened_network(
     name: str, checkpoint: Path, batch: int, *, half: bool, compiled: bool, device: str = "cuda"
 ) -> Opened:
     """Return the deploy form in PyTorch, loaded."""
-    start = time.perf_counter()
-    backend = DeployBackend(checkpoint, half=half, compiled=compiled, device=device)
-    return Opened(
-        name=name,
-        path=checkpoint,
-        backend=backend,
-        contract=dataclasses.replace(torch_contract(), batch=batch),
-        manifest=None,
-        load_seconds=time.perf_counter() - start,
-        grown_bytes=None,
-    )
+    contract = dataclasses.replace(torch_contract(), batch=batch)
+
+    def opening() -> tuple[Backend, Contract, None]:
+        return DeployBackend(checkpoint, half=half, compiled=compiled, device=device), contract, None
+
+    return opened_by(opening, checkpoint, name)
 
 
 def those_that_open(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,14 +39,24 @@ class Opened:
 
 def opened(path: Path, device: str = "auto", options: Any = None, name: str | None = None) -> Opened:
     """Load an ONNX file or an engine; arguments and errors are those of :func:`upfusion.runtime.fuser.load`."""
+
+    def opening() -> tuple[Backend, Contract, Manifest]:
+        backend, manifest = open_backend(path, device, options)
+        return backend, manifest.contract, manifest
+
+    return opened_by(opening, path, name or path.name)
+
+
+def opened_by(opening: Callable[[], tuple[Backend, Contract, Manifest | None]], path: Path, name: str) -> Opened:
+    """Return what ``opening`` loads, with the time and the memory that it took."""
     before, start = resident_bytes(), time.perf_counter()
-    backend, manifest = open_backend(path, device, options)
+    backend, contract, manifest = opening()
     seconds, after = time.perf_counter() - start, resident_bytes()
     return Opened(
-        name=name or path.name,
+        name=name,
         path=path,
         backend=backend,
-        contract=manifest.contract,
+        contract=contract,
         manifest=manifest,
         load_seconds=seconds,
         grown_bytes=None if before is None or after is None else after - before,

@@ -65,21 +65,9 @@ def open_subject(path: str | Path, *, device: str = "auto", text: str | Path | N
 
 def open_for_bench(path: Path, device: str, text: str | Path | None, name: str) -> Opened:
     """Return a checkpoint in float32 PyTorch as a benchmark takes it; errors as :func:`open_fuser`'s."""
-    import time
+    from upfusion.bench.contender import opened_by
 
-    from upfusion.bench.contender import Opened
-
-    start = time.perf_counter()
-    backend = _torch_backend(path, device, text)
-    return Opened(
-        name=name,
-        path=path,
-        backend=backend,
-        contract=torch_contract(),
-        manifest=None,
-        load_seconds=time.perf_counter() - start,
-        grown_bytes=None,
-    )
+    return opened_by(lambda: (_torch_backend(path, device, text), torch_contract(), None), path, name)
 
 
 def _torch_backend(path: Path, device: str, text: str | Path | None) -> TorchBackend:
