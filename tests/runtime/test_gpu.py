@@ -17,9 +17,11 @@ from upfusion.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntim
 from upfusion.runtime.cuda import CudaCore
 from upfusion.runtime.errors import BuildError, DeviceError, InputError, MissingDependencyError
 from upfusion.runtime.fuser import Fuser, load
+from upfusion.runtime.manifest import SizeRange
 
 pytestmark = pytest.mark.gpu
 
+SIZES = SizeRange(minimum=(8, 8), optimum=(32, 48), maximum=(480, 640))
 ONE_LEVEL = 1
 """FP32 kernels of two libraries add in different orders: a value may round to the neighbouring level."""
 
@@ -37,7 +39,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path, make: Any, cuda: Cuda
     """An ONNX file and the engine built from it, for any size."""
     from upfusion.export.builder import BuildOptions, engine_from_onnx
 
-    onnx_path = make.onnx(tmp_path / "tiny.onnx", make.tensor_contract())
+    onnx_path = make.onnx(tmp_path / "tiny.onnx", make.tensor_contract(SIZES))
     targets = (cuda.target,) if request.param == "tensorrt-rtx" else ()
     try:
         engine_from_onnx(onnx_path, tmp_path / "tiny.engine", BuildOptions(builder=request.param, targets=targets))
