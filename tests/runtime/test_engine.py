@@ -26,8 +26,6 @@ from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.gpu_arrays import DeviceArray, is_on_gpu
 from upfusion.runtime.manifest import BuildRecord, Parent
 
-IllegalAccess = AssertionError
-
 
 class FakeBlock:
     def __init__(self, cuda: FakeCuda, size: int, pinned: bool) -> None:

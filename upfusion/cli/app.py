@@ -12,6 +12,7 @@ import typer
 
 from upfusion import __version__
 from upfusion.cli.console import console, print_error
+from upfusion.cli.missing import missing_package
 from upfusion.cli.stopping import INTERRUPTED, stop_as_by_ctrl_c
 from upfusion.runtime.errors import UPFusionError
 
@@ -78,7 +79,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors of our family end with exit code 2 and no traceback."""
+    """Run the command line; errors of our family, and a missing package, end with exit code 2 and no traceback."""
     # Huge pages for PyTorch's maps, read at its first allocation: without them a base-size pass at 480x640 spends
     # as long in page faults as in arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -90,6 +91,13 @@ def main() -> None:
         app()
     except UPFusionError as error:
         print_error(error)
+        sys.exit(2)
+    except ImportError as error:
+        verb = next((word for word in sys.argv[1:] if word in VERBS or word in GROUPS), "")
+        missing = missing_package(error, verb)
+        if missing is None:
+            raise
+        print_error(missing)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped")

@@ -34,6 +34,9 @@ def demo(
     Takes about two minutes on two CPU cores and needs no GPU and no download. Ends with side_by_side.png (visible,
     infrared, fused) and a table of what was made.
     """
+    import skimage  # noqa: F401  (here and not after the samples: what is missing shows before anything is written)
+
+    import upfusion.export.onnx_export  # noqa: F401
     from upfusion.cli.artifacts import open_fuser
     from upfusion.export.verify import compare_artifacts
     from upfusion.runtime import load
