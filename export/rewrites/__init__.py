@@ -11,7 +11,6 @@ from typing import Literal
 
 from upfusion.export.deploy import DeployNetwork
 from upfusion.export.rewrites.attend_channels_last import attend_channels_last
-from upfusion.export.rewrites.band_gram import band_gram
 from upfusion.export.rewrites.channels_last import channels_last
 from upfusion.export.rewrites.fold_front_end import fold_front_end
 from upfusion.export.rewrites.fold_layer_norm import fold_layer_norm
@@ -29,7 +28,7 @@ from upfusion.export.rewrites.pair_encoders import pair_encoders
 from upfusion.export.rewrites.rank_logits import rank_logits
 from upfusion.export.rewrites.read_streams_once import read_streams_once
 from upfusion.export.rewrites.report import RewriteReport
-from upfusion.export.rewrites.split_qkv import split_qkv
+from upfusion.export.rewrites.split_query_key import split_query_key
 from upfusion.export.rewrites.threshold_mask import threshold_mask
 from upfusion.runtime.errors import InputError
 
@@ -45,7 +44,6 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_front_end,
     fold_trunk_scales,
     normalize_gram,
-    band_gram,
     merge_attention_output,
     fold_norm_scale,
     pad_hidden,
@@ -53,17 +51,17 @@ REWRITES: tuple[Rewrite, ...] = (
     halve_feed_forward,
     split_gate,
     fold_layer_norm,
-    split_qkv,
     fold_reductions,
     join_query_key,
     pair_encoders,
     attend_channels_last,
+    split_query_key,
     channels_last,
 )
 
 NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
 
-LEAN = ("group_feed_forward", "split_qkv", "band_gram")
+LEAN = ("group_feed_forward", "split_query_key")
 """What ``--lean`` adds: less memory, more passes."""
 
 LEAN_WITHOUT = ("pair_encoders", "halve_feed_forward")

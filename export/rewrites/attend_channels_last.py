@@ -71,8 +71,16 @@ class ChannelsLastAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape; both are read and written channels-last."""
+        maps = self.query_key_depthwise(self.to_query_key(x)).permute(0, 2, 3, 1)
+        products = banded_product(maps, maps, self.band_rows)
+        norms = torch.maximum((products * self.diagonal).sum(-1, keepdim=True), self.floors).sqrt()
+        logits = products / (norms * norms.transpose(1, 2))
+        channels = x.shape[1]
+        return self.attend(x, logits[:, channels:, :channels])
+
+    def attend(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Map (B, streams * C, H, W) to the same shape, given each key's logit for each query (B, keys, queries)."""
         batch, channels, height, width = x.shape
-        logits = self._logits(self.query_key_depthwise(self.to_query_key(x)).permute(0, 2, 3, 1))
         if self.outside is not None:
             logits = logits + self.outside
         merged = logits.softmax(-2) @ self.project
@@ -80,14 +88,14 @@ class ChannelsLastAttention(nn.Module):
         out = value.reshape(batch, -1, channels) @ merged.to(value.dtype)
         return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
-    def _logits(self, maps: Tensor) -> Tensor:
-        """Return keys' cosines with queries, times temperature, (B, keys, queries), float32 or wider."""
-        batch, height, width, both = maps.shape
-        bands = maps.reshape(batch * height // self.band_rows, self.band_rows * width, both)
-        products = widen(bands.transpose(1, 2) @ bands)
-        products = products.sum(0, keepdim=True) if batch == 1 else products.unflatten(0, (batch, -1)).sum(1)
-        norms = torch.maximum((products * self.diagonal).sum(-1, keepdim=True), self.floors).sqrt()
-        return (products / (norms * norms.transpose(1, 2)))[:, both // 2 :, : both // 2]
+
+def banded_product(first: Tensor, second: Tensor, band_rows: int) -> Tensor:
+    """Return the products of all channels of two maps (B, H, W, c) over their pixels, (B, c, c'), float32 or wider."""
+    batch, height, width, _ = first.shape
+    shape = batch * height // band_rows, band_rows * width, -1
+    one, other = first.reshape(shape), second.reshape(shape)
+    bands = widen(one.transpose(1, 2) @ other)
+    return bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
 
 
 def bounding_scale(pointwise: nn.Conv2d, depthwise: nn.Conv2d) -> Tensor:

@@ -46,7 +46,7 @@ def test_sets_of_rewrites():
     ("options", "problem"),
     [
         (("--without-rewrite", "fold_everything"), "no rewrite of the set for tensorrt is called fold_everything"),
-        (("--without-rewrite", "split_qkv"), "no rewrite of the set for tensorrt is called split_qkv"),
+        (("--without-rewrite", "split_query_key"), "no rewrite of the set for tensorrt is called split_query_key"),
         (("--plain", "--lean"), "--plain applies no rewrite"),
         (("--plain", "--without-rewrite", "pad_hidden"), "--plain applies no rewrite"),
     ],
