@@ -14,7 +14,8 @@ import numpy as np
 
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.files import check_output, create_folder
-from upfusion.runtime.fuser import Color, Fuser
+from upfusion.runtime.fuser import Fuser
+from upfusion.runtime.graph_images import Color
 from upfusion.runtime.images import SUFFIXES, write_image
 from upfusion.runtime.pairs import Pair
 

@@ -30,6 +30,7 @@ from upfusion.runtime.backends.base import (
 )
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.gpu_arrays import is_on_gpu, shape_of
+from upfusion.runtime.graph_images import Color, Fused, GraphImages, flipped
 from upfusion.runtime.images import Image
 from upfusion.runtime.manifest import LUMA_OUTPUT, Contract
 from upfusion.runtime.pairs import Pair
@@ -37,14 +38,10 @@ from upfusion.runtime.streaming import Outcome
 
 log = logging.getLogger(__name__)
 
-Color = Literal["auto", "gray", "ycbcr"]
-"""Colour of the result: luma only, or with the chroma of the first image; ``auto``: ycbcr if that is coloured."""
-
 Channels = Literal["rgb", "bgr"]
 """Order of the colour channels in the caller's images; OpenCV's captures give ``bgr``."""
 
 COLORS: tuple[Color, ...] = ("auto", "gray", "ycbcr")
-Fused = npt.NDArray[np.uint8]
 
 _MOST_CHANNELS = 4
 """A three-dimensional array with more than this along the last axis is a batch of gray images."""
@@ -137,13 +134,12 @@ class Fuser:
         self.name = name
         self.contexts = contexts
         self._bgr_caller = channels == "bgr"
-        self._bgr_graph = contract.channels == "bgr"
         self._source = source
         self._sha256 = sha256
         self._executor: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
-        self._fixed_batch = isinstance(contract.inputs[0].shape[0], int)
-        self._most = contract.batch if self._fixed_batch else max_batch or contract.batch
+        self._images = GraphImages(contract, name=name, source=source)
+        self._most = contract.batch if self._images.fixed_batch else max_batch or contract.batch
         self._workers = [_Worker(backend, contract)]
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: closed
         self._closed = False
@@ -287,8 +283,8 @@ class Fuser:
             InputError: as calling the fuser does.
         """
         images.check_sizes(visible, infrared, "visible image", "infrared image")
-        self._check_types(visible, infrared)
-        first = _flipped(visible) if self._bgr_caller else visible
+        self._images.check_types(visible, infrared)
+        first = flipped(visible) if self._bgr_caller else visible
         with self._worker() as worker:
             return {name: array.copy() for name, array in self._filled(worker, [first], [infrared]).items()}
 
@@ -302,7 +298,7 @@ class Fuser:
         clock = time.perf_counter
         with self._worker() as worker:
             start = clock()
-            first = _flipped(visible) if self._bgr_caller else visible
+            first = flipped(visible) if self._bgr_caller else visible
             inputs = self._filled(worker, [first], [infrared])
             filled = clock()
             if isinstance(worker.backend, TimedBackend):
@@ -312,7 +308,7 @@ class Fuser:
                 outputs = worker.backend.run(inputs)
                 parts = {"run": (clock() - filled) * 1e3}
             ran = clock()
-            self._finished(worker, outputs, 0, first, color)
+            self._images.image(outputs, 0, first, color, worker.scratch)
             return {"prepare": (filled - start) * 1e3, **parts, "finish": (clock() - ran) * 1e3}
 
     def _fuse_on_gpu(self, visible: Any, infrared: Any, color: Color, stream: object, out: Any) -> Any:
@@ -350,10 +346,10 @@ class Fuser:
             images.check_image(first, f"visible image{number}")
             images.check_image(second, f"infrared image{number}")
             images.check_sizes(first, second, f"visible image{number}", f"infrared image{number}")
-            self._check_types(first, second)
-            sizes.append(self._graph_size(first.shape[0], first.shape[1]))
+            self._images.check_types(first, second)
+            sizes.append(self._images.size(first.shape[0], first.shape[1]))
         if self._bgr_caller:
-            firsts = [_flipped(first) for first in firsts]
+            firsts = [flipped(first) for first in firsts]
         results: list[Fused] = []
         start = 0
         while start < len(firsts):
@@ -363,8 +359,8 @@ class Fuser:
             with self._worker() as worker:
                 outputs = self._run(worker, firsts[start:stop], seconds[start:stop])
                 for place in range(start, stop):
-                    image = self._finished(worker, outputs, place - start, firsts[place], colors[place])
-                    results.append(np.ascontiguousarray(_flipped(image) if self._bgr_caller else image))
+                    image = self._images.image(outputs, place - start, firsts[place], colors[place], worker.scratch)
+                    results.append(np.ascontiguousarray(flipped(image) if self._bgr_caller else image))
             start = stop
         return results
 
@@ -374,87 +370,9 @@ class Fuser:
 
     def _filled(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> Arrays:
         """Return the backend's input buffers with images of one graph size in them."""
-        count = self.contract.batch if self._fixed_batch else len(firsts)
-        height, width = self._graph_size(firsts[0].shape[0], firsts[0].shape[1])
-        image_io = self.contract.io == "image"
-        one, two = (spec.name for spec in self.contract.inputs)
-        inputs = worker.buffers(
-            {
-                one: (count, height, width, 3) if image_io else (count, 3, height, width),
-                two: (count, height, width) if image_io else (count, 1, height, width),
-            }
-        )
-        for place, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
-            if image_io:
-                visible = _flipped(first) if self._bgr_graph else first
-                inputs[one][place] = visible if first.ndim == 3 else visible[..., None]
-                inputs[two][place] = second
-            else:
-                images.fill_visible(first, inputs[one][place], worker.scratch)
-                images.fill_infrared(second, inputs[two][place], worker.scratch)
-        for array in (inputs[one], inputs[two]):
-            array[len(firsts) :] = array[:1]  # a fixed batch that is not full: any valid images will do
+        inputs = worker.buffers(self._images.shapes(len(firsts), firsts[0].shape[0], firsts[0].shape[1]))
+        self._images.fill(inputs, firsts, seconds, worker.scratch)
         return inputs
-
-    def _finished(self, worker: _Worker, outputs: Arrays, place: int, first: Image, color: Color) -> Fused:
-        """Return one image of the graph's outputs as the caller asked for it, in memory of its own."""
-        contract = self.contract
-        gray_wanted = color == "gray" or first.ndim == 2 or (color == "auto" and not images.is_coloured(first))
-        fused = outputs[contract.outputs[0].name][place]
-        gray: Fused
-        if contract.io == "tensor":
-            gray = images.finish(fused[0], *first.shape[:2])
-        elif contract.color == "gray":
-            gray = np.array(fused)
-        elif not gray_wanted:
-            image = np.array(fused)
-            return _flipped(image) if self._bgr_graph else image
-        elif contract.gives_luma:
-            return np.array(outputs[LUMA_OUTPUT][place])
-        elif first.ndim == 3 and images.is_coloured(first):
-            raise InputError(
-                f"{self.name} puts the colour back inside the graph",
-                "leave the colour to it, or export with --color gray",
-            )
-        else:
-            return np.array(fused[..., 0])  # of a gray image all three channels are the fused luma
-        return gray if gray_wanted else images.merge_chroma(first, gray, worker.scratch)
-
-    def _graph_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size that images of this size have inside the graph.
-
-        Raises:
-            InputError: the artifact does not take it.
-        """
-        multiple = self.contract.size_multiple if self.contract.io == "tensor" else 1
-        padded = images.padded_size(height, width, multiple)
-        sizes = self.contract.sizes
-        if sizes.holds(*padded):
-            return padded
-        (low_h, low_w), (high_h, high_w) = sizes.minimum, sizes.maximum
-        low_h, low_w = (max(low - multiple + 1, images.SMALLEST) for low in (low_h, low_w))
-        taken = f"{_range(low_h, high_h)} x {_range(low_w, high_w)}"
-        raise InputError(
-            f"the images have {height}x{width} pixels (height x width), {self.name} takes {taken}",
-            f"upfusion export {self._source} -o fusion.onnx --size {height}x{width}, or --dynamic for any size; "
-            "or resize the images",
-        )
-
-    def _check_types(self, first: Image, second: Image) -> None:
-        """Raise unless the graph takes images of these types.
-
-        Raises:
-            InputError: 16-bit or coloured infrared images, and a graph that takes bytes.
-        """
-        if self.contract.io == "tensor":
-            return
-        if first.dtype != np.uint8 or second.dtype != np.uint8:
-            raise InputError(
-                f"{self.name} takes 8-bit images, these are {first.dtype} and {second.dtype}",
-                "convert them to uint8, or export with --io tensor for 16 bit",
-            )
-        if second.ndim != 2:
-            raise InputError(f"{self.name} takes infrared images with one channel", "pass infrared[..., 0]")
 
     @contextlib.contextmanager
     def _worker(self) -> Iterator[_Worker]:
@@ -496,16 +414,6 @@ class _Worker:
         return self._last[1]
 
 
-def _flipped(image: Any) -> Any:
-    """Return a view of an image with its colour channels in the opposite order; a gray one as it is."""
-    return image[..., ::-1] if image.ndim == 3 else image
-
-
 def _batched(image: Any) -> bool:
     """Whether an array holds several images."""
     return bool(np.ndim(image) == 4 or (np.ndim(image) == 3 and np.shape(image)[2] > _MOST_CHANNELS))
-
-
-def _range(low: int, high: int) -> str:
-    """Return ``8..16``, or ``8`` where only one size fits."""
-    return str(low) if low == high else f"{low}..{high}"

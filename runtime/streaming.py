@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ _PATIENCE_S = 1.0
 """How long a stream that is closed waits for its iterable: a camera that stands still must not hold up the end."""
 
 Fused = npt.NDArray[np.uint8]
-Item = Pair | tuple[Image, Image]
+Item: TypeAlias = Pair | tuple[Image, Image]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.files import replacing
-from upfusion.runtime.fuser import Color, Fuser
+from upfusion.runtime.fuser import Fuser
+from upfusion.runtime.graph_images import Color
 from upfusion.runtime.images import Image
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm")
