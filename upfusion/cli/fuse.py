@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from upfusion.cli.console import check_line, console, print_error, print_json, progress_bar, wrote
 from upfusion.cli.stopping import INTERRUPTED
 from upfusion.runtime.errors import InputError, UPFusionError
+
+if TYPE_CHECKING:
+    from upfusion.runtime.video import VideoResult
 
 SOME_FAILED = 1
 """Exit code when pairs failed and the rest was written."""
@@ -110,7 +113,7 @@ def _fuse_videos(
 
     if every != 1:
         raise InputError(
-            f"{model} ranks its channels inside the graph, on every frame: --every {every} has no effect it could have",
+            f"{model} ranks its channels inside the graph, on every frame: --every {every} cannot change that",
             "leave --every out",
         )
     columns: list[Any] = [
@@ -143,11 +146,18 @@ def _fuse_videos(
             checked=lambda: bar.update(checking, advance=1, total=bar.tasks[task].completed, visible=True),
         )
         seconds = time.perf_counter() - start
+    _report_video(result, model, fuser.device, output, seconds, json=json)
+    if result.stopped:  # the video is complete up to there
+        raise typer.Exit(INTERRUPTED)
+
+
+def _report_video(result: VideoResult, model: Path, device: str, output: Path, seconds: float, *, json: bool) -> None:
+    """Print what was written."""
     height, width = result.size
     check_line(
         not result.stopped,
         "fuse",
-        f"{result.frames} frames of {height}x{width} on {fuser.device} in {seconds:.1f} s, "
+        f"{result.frames} frames of {height}x{width} on {device} in {seconds:.1f} s, "
         f"{result.frames / seconds:.1f} frames/s{', stopped before the end' if result.stopped else ''}",
     )
     if result.left_over:
@@ -157,7 +167,7 @@ def _fuse_videos(
         print_json(
             {
                 "model": str(model),
-                "device": fuser.device,
+                "device": device,
                 "output": str(output),
                 "frames": result.frames,
                 "frames_per_second": result.frames / seconds,
@@ -166,5 +176,3 @@ def _fuse_videos(
                 "left_over": result.left_over,
             }
         )
-    if result.stopped:  # the video is complete up to there
-        raise typer.Exit(INTERRUPTED)
