@@ -188,9 +188,11 @@ def use_half_maps(deploy: DeployNetwork) -> None:
 
 
 def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
-    """Return the convolutions behind the front end by module path."""
+    """Return the convolutions behind the front end by module path, but for those that only make decisions."""
     behind = [part for name, part in deploy.network.named_children() if name not in FRONT_END]
     inside = {module for part in (*behind, deploy.encode, deploy.decode) if part for module in part.modules()}
+    for perturb in deploy.network.perturbations:
+        inside -= {*getattr(perturb.attention, "deciding", ())}
     named = deploy.named_modules()
     return {name: module for name, module in named if isinstance(module, nn.Conv2d) and module in inside}
 

@@ -54,11 +54,20 @@ class JointSelectiveAttention(nn.Module):
         self.logits = opened.logits
         self.keep = opened.keep
 
+    @property
+    def deciding(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The convolutions whose result is compared and masked: they stay float32 when maps narrow.
+
+        Rounding their weights alone moves logits enough to shift a whole image by three levels: one 128x160 image of
+        the golden weights has 37.5 dB with them in half and 48.8 dB without.
+        """
+        return self.to_query_key, self.query_key_depthwise
+
     def forward(self, both: Tensor) -> Tensor:
         """Map standardised query and source, (B, 2C, H, W), to (B, C, H, W)."""
         source = both.chunk(2, dim=1)[1]
         channels = source.shape[1] // self.heads
-        maps = self.query_key_depthwise(self.to_query_key(both))
+        maps = self.query_key_depthwise(self.to_query_key(both.to(self.to_query_key.weight.dtype)))
         ranked = maps.reshape(both.shape[0], 2 * self.heads, channels, *both.shape[-2:])
         logits = self.logits(self.similarity((ranked,), 1) * self.temperature)
         attention = torch.where(self.keep(self.mask(logits)), logits, -torch.inf).softmax(-1)
