@@ -93,7 +93,8 @@ def banded_product(first: Tensor, second: Tensor, band_rows: int) -> Tensor:
     """Return the products of all channels of two maps (B, H, W, c) over their pixels, (B, c, c'), float32 or wider."""
     batch, height, width, _ = first.shape
     shape = batch * height // band_rows, band_rows * width, -1
-    one, other = first.reshape(shape), second.reshape(shape)
+    one = first.reshape(shape)
+    other = one if second is first else second.reshape(shape)
     bands = widen(one.transpose(1, 2) @ other)
     return bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
 
