@@ -138,6 +138,8 @@ class BuildRecord:
     """Largest resident memory of the building process."""
     activation_memory_bytes: int
     weights_bytes: int
+    bytes_moved: int = 0
+    """Read and written by the engine's layers in one run; 0 where sizes vary or the builder does not list layers."""
     executed_on_gpu: bool = False
 
 

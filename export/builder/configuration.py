@@ -29,7 +29,9 @@ def configuration_for(
     config = builder.create_builder_config()
     config.progress_monitor = monitor
     config.clear_flag(trt.BuilderFlag.TF32)
-    settings: dict[str, Any] = {"strongly_typed": True, "tf32": False}
+    # So that the engine can say what its layers read and write, in which type.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    settings: dict[str, Any] = {"strongly_typed": True, "tf32": False, "profiling_verbosity": "detailed"}
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # The runtime owns all memory and captures calls in CUDA graphs, which an engine that allocates prevents.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

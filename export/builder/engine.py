@@ -160,6 +160,7 @@ def _record(builder: BuilderName, options: BuildOptions, finished: Finished, *, 
         peak_memory_bytes=finished.peak_memory_bytes,
         activation_memory_bytes=finished.activation_memory_bytes,
         weights_bytes=finished.weights_bytes,
+        bytes_moved=finished.bytes_moved,
     )
 
 

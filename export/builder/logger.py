@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from upfusion.export.builder.binding import trt
+from upfusion.export.builder.layers import bytes_moved
 from upfusion.export.builder.messages import Log, Message
 
 _ACTIVATION = re.compile(r"^Total Activation Memory: (\d+) bytes")
@@ -19,7 +20,8 @@ class BuildLogger(trt.ILogger):  # type: ignore[misc, unused-ignore]  # untyped 
 
     ``errors`` holds the messages of errors, which are the library's only account of a failed build.
     ``activation_memory_bytes`` and ``weights_bytes`` hold what the builder reports on its way, the largest of
-    several profiles; it says so on any machine, while the engine itself can be asked only on a GPU.
+    several profiles; it says so on any machine, while the engine itself can be asked only on a GPU. ``bytes_moved``
+    sums the layers that it lists at the end.
     """
 
     def __init__(self, send: Callable[[Message], None], *, verbose: bool) -> None:
@@ -27,6 +29,7 @@ class BuildLogger(trt.ILogger):  # type: ignore[misc, unused-ignore]  # untyped 
         self.errors: list[str] = []
         self.activation_memory_bytes = 0
         self.weights_bytes = 0
+        self.bytes_moved: int | None = 0
         self._send = send
         self._lock = threading.Lock()
         self._levels = {
@@ -41,6 +44,9 @@ class BuildLogger(trt.ILogger):  # type: ignore[misc, unused-ignore]  # untyped 
         """Take one message of the library."""
         level = self._levels.get(severity)
         if level is None:  # VERBOSE: tens of thousands of lines
+            with self._lock:
+                moved, total = bytes_moved(msg), self.bytes_moved
+                self.bytes_moved = None if moved is None or total is None else total + moved
             return
         with self._lock:
             if level >= logging.ERROR:

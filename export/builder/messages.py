@@ -95,6 +95,8 @@ class Finished:
     """As the builder reported it; 0 where it reported none."""
     weights_bytes: int
     """As the builder reported it; 0 where it reported none."""
+    bytes_moved: int
+    """Read and written by the engine's layers in one run; 0 where sizes vary or the builder does not list layers."""
     peak_memory_bytes: int
     """Largest resident memory of the worker; 0 where the system does not tell."""
     settings: dict[str, Any]

@@ -90,6 +90,7 @@ def _build(request: Request, send: Callable[[Message], None], cancelled: threadi
         version=library.version,
         activation_memory_bytes=logger.activation_memory_bytes,
         weights_bytes=logger.weights_bytes,
+        bytes_moved=logger.bytes_moved or 0,
         peak_memory_bytes=peak_memory_bytes(),
         settings=settings,
     )

@@ -207,4 +207,6 @@ def _report(manifest: Manifest) -> None:
         f"activations {record.activation_memory_bytes / 1e6:.0f} MB, weights {record.weights_bytes / 1e6:.0f} MB on "
         "the GPU, as the builder reports them",
     )
+    if record.bytes_moved:
+        check_line(True, "traffic", f"{record.bytes_moved / 1e9:.2f} GB are read and written by its layers in one run")
     console.print(f"  executed on a GPU: {'yes' if record.executed_on_gpu else 'no'}")

@@ -61,6 +61,8 @@ def test_builds_an_engine_with_its_manifest(exported: Exported, tmp_path: Path, 
     height, width = manifest.contract.sizes.maximum
     assert build.activation_memory_bytes > 16 * height * width, "at least one feature map of 16 channels"
     assert 0 < build.weights_bytes < engine.stat().st_size
+    # Embedding, norm, pool, gathers and the last convolution pass over maps of 16 channels six times at the least.
+    assert (build.bytes_moved == 0) if dynamic else (build.bytes_moved > 16 * height * width * 2 * 6)
     assert build.peak_memory_bytes > 50_000_000, "Python and the library alone take more"
     assert build.seconds > 0
     assert steps[-1][1] == 1.0
