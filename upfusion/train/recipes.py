@@ -119,7 +119,7 @@ RECIPES: dict[str, Recipe] = {
     # which none of them sees.
     "refine": Recipe(
         terms=(
-            ("intensity", 8.0),
+            ("intensity", 20.0),
             ("gradient", 2.0),
             ("metric ssim", 14.0),
             ("visual information", 6.0),
