@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from upfusion.export.deploy import DeployNetwork, blocks_at
 from upfusion.export.rewrites.fold_norm_scale import Standardize
+from upfusion.export.rewrites.join_query_key import JointSelectiveAttention
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
 from upfusion.export.rewrites.normalize_gram import NormalizedGram
-from upfusion.export.rewrites.open_attention import OpenAttention
+from upfusion.export.rewrites.open_attention import Maps, OpenAttention
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of, frozen
 from upfusion.model.layers import NORM_FLOOR, RestormerBlock, widen
@@ -89,6 +90,26 @@ class ChannelsLastAttention(nn.Module):
         return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+class ChannelsLastGram(nn.Module):
+    """Cosines of one head's queries and keys, float32, from their map multiplied with itself."""
+
+    def __init__(self, band_rows: int) -> None:
+        """Sum over ``band_rows`` rows at a time."""
+        super().__init__()
+        self.band_rows = band_rows
+
+    def forward(self, maps: Maps, axis: int) -> Tensor:
+        """Map one map (B, 2, c, H, W), queries first along ``axis`` 1, to the cosines (B, 1, c, c)."""
+        (both,) = maps
+        assert axis == 1
+        last = both.flatten(1, 2).permute(0, 2, 3, 1)
+        products = banded_product(last, last, self.band_rows)
+        squared = (products * torch.eye(last.shape[-1], dtype=products.dtype)).sum(-1, keepdim=True)
+        norms = squared.clamp_min(NORM_FLOOR**2).sqrt()
+        channels = both.shape[2]
+        return (products / (norms * norms.transpose(1, 2)))[:, None, :channels, channels:]
+
+
 def banded_product(first: Tensor, second: Tensor, band_rows: int) -> Tensor:
     """Return the products of all channels of two maps (B, H, W, c) over their pixels, (B, c, c'), float32 or wider."""
     batch, height, width, _ = first.shape
@@ -130,6 +151,8 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
 
     Heads, and streams that are paired, are told apart by a mask in front of the softmax: their channels are multiplied
     with each other for nothing. So this is done where maps are largest and channels few (:data:`MOST_RANKED`).
+    The perturbation module at full resolution, whose queries and keys stay float32 and are one map after
+    join_query_key, is multiplied so too.
     Needs: normalize_gram, merge_attention_output, fold_norm_scale.
     """
     done = 0
@@ -139,6 +162,11 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
                 # A full-resolution height is a multiple of 8, and halves from level to level.
                 block.attention = ChannelsLastAttention(block.attention, band_rows=8 >> level)
                 done += 1
+    decides = deploy.network.perturbations[0].attention
+    joint = isinstance(decides, JointSelectiveAttention) and isinstance(decides.similarity, NormalizedGram)
+    if joint and decides.heads == 1:
+        decides.similarity = ChannelsLastGram(band_rows=8)
+        done += 1
     return RewriteReport("attend_channels_last", done)
 
 

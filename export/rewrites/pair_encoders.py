@@ -14,8 +14,15 @@ from upfusion.export.rewrites.group_feed_forward import GroupedFeedForward
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
 from upfusion.export.rewrites.open_attention import OpenAttention
 from upfusion.export.rewrites.report import RewriteReport
+from upfusion.export.rewrites.weights import conv_of
 from upfusion.model import FusionNetwork
 from upfusion.model.layers import RestormerBlock
+
+WHOLE = 2
+"""On so many levels, where maps are largest, projections onto the residual stream are convolutions of one group.
+
+TensorRT-RTX adds the stream within such a convolution, and in a pass of its own after one with two groups.
+"""
 
 
 class PairedEncoders(Encoders):
@@ -25,8 +32,10 @@ class PairedEncoders(Encoders):
         """Pair the blocks of each level; the downsampling convolutions are shared already."""
         super().__init__()
         self.levels = nn.ModuleList(
-            nn.Sequential(*(paired_block(*blocks) for blocks in zip(first, second, strict=True)))
-            for first, second in zip(network.encoders_visible, network.encoders_infrared, strict=True)
+            nn.Sequential(*(paired_block(*blocks, whole=level < WHOLE) for blocks in zip(first, second, strict=True)))
+            for level, (first, second) in enumerate(
+                zip(network.encoders_visible, network.encoders_infrared, strict=True)
+            )
         )
         self.downs = network.downs
 
@@ -91,8 +100,11 @@ def can_pair(block: RestormerBlock) -> bool:
     )
 
 
-def paired_block(first: RestormerBlock, second: RestormerBlock) -> RestormerBlock:
-    """Return ``first`` changed to run both blocks on stacked channels."""
+def paired_block(first: RestormerBlock, second: RestormerBlock, *, whole: bool) -> RestormerBlock:
+    """Return ``first`` changed to run both blocks on stacked channels.
+
+    ``whole`` projections of the feed-forward have one group, with zeros between the streams.
+    """
     for block in (first.norm_attention, first.norm_feed_forward):
         block.streams = 2
     ours, theirs = first.attention, second.attention
@@ -103,7 +115,15 @@ def paired_block(first: RestormerBlock, second: RestormerBlock) -> RestormerBloc
     ours.output.weight = _stacked_parameters([ours.output.weight, theirs.output.weight])
     for name, convs in list(first.feed_forward.named_children()):
         setattr(first.feed_forward, name, paired(convs, getattr(second.feed_forward, name)))
+    if whole:
+        first.feed_forward.project = nn.ModuleList(map(_ungrouped, first.feed_forward.project))
     return first
+
+
+def _ungrouped(conv: nn.Module) -> nn.Conv2d:
+    """Return a 1x1 convolution of two groups and no bias as one without groups."""
+    assert isinstance(conv, nn.Conv2d)
+    return conv_of(torch.block_diag(*conv.weight.detach().double().flatten(1).chunk(2)), None, conv)
 
 
 def paired(first: nn.Module, second: nn.Module) -> nn.Module:
