@@ -145,9 +145,10 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
     half precision it is taken of the half map: no copy is widened to float32. That is safe because cosines do not
     change when a channel is scaled: each is scaled by a power of two that bounds it (:func:`bounding_scale`), so no
     band overflows whatever the image, and the bands, each rounded once, are added in float32, where their rounding
-    averages out. The temperature t goes in likewise: its sign into the queries, its size into their norms,
-    |q| / |t|. Matrices with the bands as their only other axis are what TensorRT multiplies without a transposed copy
-    of a convolution's result, which it keeps channels-last.
+    averages out: cosines of 307,200 pixels keep 4e-6 in 60 bands, and 7e-5 should a compiler choose to add within a
+    band in half, which in one go would cost 0.17. The temperature t goes in likewise: its sign into the queries, its
+    size into their norms, |q| / |t|. Matrices with the bands as their only other axis are what TensorRT multiplies
+    without a transposed copy of a convolution's result, which it keeps channels-last.
 
     Heads, and streams that are paired, are told apart by a mask in front of the softmax: their channels are multiplied
     with each other for nothing. So this is done where maps are largest and channels few (:data:`MOST_RANKED`).
