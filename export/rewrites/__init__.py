@@ -28,7 +28,6 @@ from upfusion.export.rewrites.pair_encoders import pair_encoders
 from upfusion.export.rewrites.rank_logits import rank_logits
 from upfusion.export.rewrites.read_streams_once import read_streams_once
 from upfusion.export.rewrites.report import RewriteReport
-from upfusion.export.rewrites.split_query_key import split_query_key
 from upfusion.export.rewrites.threshold_mask import threshold_mask
 from upfusion.runtime.errors import InputError
 
@@ -55,13 +54,12 @@ REWRITES: tuple[Rewrite, ...] = (
     join_query_key,
     pair_encoders,
     attend_channels_last,
-    split_query_key,
     channels_last,
 )
 
 NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
 
-LEAN = ("group_feed_forward", "split_query_key")
+LEAN = ("group_feed_forward",)
 """What ``--lean`` adds: less memory, more passes."""
 
 LEAN_WITHOUT = ("pair_encoders", "halve_feed_forward")

@@ -72,16 +72,11 @@ class ChannelsLastAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape; both are read and written channels-last."""
-        maps = self.query_key_depthwise(self.to_query_key(x)).permute(0, 2, 3, 1)
-        products = banded_product(maps, maps, self.band_rows)
-        norms = torch.maximum((products * self.diagonal).sum(-1, keepdim=True), self.floors).sqrt()
-        logits = products / (norms * norms.transpose(1, 2))
-        channels = x.shape[1]
-        return self.attend(x, logits[:, channels:, :channels])
-
-    def attend(self, x: Tensor, logits: Tensor) -> Tensor:
-        """Map (B, streams * C, H, W) to the same shape, given each key's logit for each query (B, keys, queries)."""
         batch, channels, height, width = x.shape
+        maps = self.query_key_depthwise(self.to_query_key(x)).permute(0, 2, 3, 1)
+        products = banded_product(maps, self.band_rows)
+        norms = torch.maximum((products * self.diagonal).sum(-1, keepdim=True), self.floors).sqrt()
+        logits = (products / (norms * norms.transpose(1, 2)))[:, channels:, :channels]  # (B, keys, queries)
         if self.outside is not None:
             logits = logits + self.outside
         merged = logits.softmax(-2) @ self.project
@@ -103,20 +98,18 @@ class ChannelsLastGram(nn.Module):
         (both,) = maps
         assert axis == 1
         last = both.flatten(1, 2).permute(0, 2, 3, 1)
-        products = banded_product(last, last, self.band_rows)
+        products = banded_product(last, self.band_rows)
         squared = (products * torch.eye(last.shape[-1], dtype=products.dtype)).sum(-1, keepdim=True)
         norms = squared.clamp_min(NORM_FLOOR**2).sqrt()
         channels = both.shape[2]
         return (products / (norms * norms.transpose(1, 2)))[:, None, :channels, channels:]
 
 
-def banded_product(first: Tensor, second: Tensor, band_rows: int) -> Tensor:
-    """Return the products of all channels of two maps (B, H, W, c) over their pixels, (B, c, c'), float32 or wider."""
-    batch, height, width, _ = first.shape
-    shape = batch * height // band_rows, band_rows * width, -1
-    one = first.reshape(shape)
-    other = one if second is first else second.reshape(shape)
-    bands = widen(one.transpose(1, 2) @ other)
+def banded_product(maps: Tensor, band_rows: int) -> Tensor:
+    """Return the products of all channels of (B, H, W, c) over the pixels, (B, c, c), float32 or wider."""
+    batch, height, width, channels = maps.shape
+    pixels = maps.reshape(batch * height // band_rows, band_rows * width, channels)
+    bands = widen(pixels.transpose(1, 2) @ pixels)
     return bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
 
 

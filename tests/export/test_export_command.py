@@ -46,7 +46,10 @@ def test_sets_of_rewrites():
     ("options", "problem"),
     [
         (("--without-rewrite", "fold_everything"), "no rewrite of the set for tensorrt is called fold_everything"),
-        (("--without-rewrite", "split_query_key"), "no rewrite of the set for tensorrt is called split_query_key"),
+        (
+            ("--without-rewrite", "group_feed_forward"),
+            "no rewrite of the set for tensorrt is called group_feed_forward",
+        ),
         (("--plain", "--lean"), "--plain applies no rewrite"),
         (("--plain", "--without-rewrite", "pad_hidden"), "--plain applies no rewrite"),
     ],
