@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ import pytest
 # Processes that tests start import the installed package: the checkout in the working folder would hide its mapped
 # parts (upfusion.runtime and its like) on an ordinary install.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# Background shells and nohup start their children with signals ignored, and so would the commands that tests stop.
+for _number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
+    if _number is not None and signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

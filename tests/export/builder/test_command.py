@@ -69,9 +69,7 @@ def test_an_error_travels_as_one_of_our_family(app: typer.Typer, exported: Expor
 def test_ctrl_c_ends_the_builder_and_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
     graph = exported()
     before = sorted(tmp_path.iterdir())
-    # A background shell's children ignore Ctrl-C, and so would theirs.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import typer; "
-    code += "from upfusion.cli.build import build; app = typer.Typer(); app.command()(build); app()"
+    code = "import typer; from upfusion.cli.build import build; app = typer.Typer(); app.command()(build); app()"
     command = [sys.executable, "-c", code, str(graph), "-o", str(tmp_path / "small.engine"), "--builder=tensorrt-rtx"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
