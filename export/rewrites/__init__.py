@@ -74,7 +74,7 @@ DEFAULTS: Mapping[Target, tuple[str, ...]] = {
 }
 """What is on without further words.
 
-``tensorrt`` was chosen by node counts, counted bytes and TensorRT-RTX's activation memory (``benchmarks/rewrites.py``),
+``tensorrt`` was chosen by what TensorRT-RTX's engine moves and holds, and by node counts (``benchmarks/rewrites.py``),
 not timed on a GPU; ``cpu`` was timed beside the plain export (``benchmarks/latency.py``).
 """
 
