@@ -198,10 +198,11 @@ def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
 
 
 def blocks_at(deploy: DeployNetwork, level: int) -> tuple[list[RestormerBlock], list[RestormerBlock]]:
-    """Return the blocks of a level (0 is full resolution): the decoder's with the refinement's, and the encoders'."""
+    """Return the blocks of a level that is decoded: the decoder's with the refinement's, and the encoders'.
+
+    Level 0 is full resolution; the last level is encoded only.
+    """
     network = deploy.network
     encoders = [deploy.encode.levels] if deploy.encode else [network.encoders_visible, network.encoders_infrared]
     last = network.refinement if level == 0 else ()
-    # Level 4 is encoded only: the perturbation's result goes up from there.
-    decoder = network.decoders[level] if level < len(network.decoders) else ()
-    return [*decoder, *last], [block for levels in encoders for block in levels[level]]
+    return [*network.decoders[level], *last], [block for levels in encoders for block in levels[level]]

@@ -13,9 +13,9 @@ from upfusion.export.rewrites.fold_norm_scale import Standardize
 from upfusion.export.rewrites.join_query_key import JointSelectiveAttention
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
 from upfusion.export.rewrites.normalize_gram import NormalizedGram
-from upfusion.export.rewrites.open_attention import Maps, OpenAttention
+from upfusion.export.rewrites.open_attention import Maps, OpenAttention, mix_channels
 from upfusion.export.rewrites.report import RewriteReport
-from upfusion.export.rewrites.weights import bias_of, conv_of, frozen
+from upfusion.export.rewrites.weights import bias_of, conv_of, frozen, whole_matrix
 from upfusion.model.layers import NORM_FLOOR, RestormerBlock, widen
 
 MOST_RANKED = 384
@@ -50,8 +50,7 @@ class ChannelsLastAttention(nn.Module):
         temperature = temperature.repeat_interleave(len(values) // len(temperature))  # of each query
         unit, size = torch.ones_like(temperature), torch.where(temperature == 0, 1.0, temperature.abs())
         scale = bounding_scale(pointwise, depthwise)[ranked]
-        rows = torch.block_diag(*pointwise.weight.detach().double().flatten(1).chunk(streams))
-        bias = bias_of(pointwise)
+        rows, bias = whole_matrix(pointwise), bias_of(pointwise)
         kernels = depthwise.weight.detach().double()
         self.to_query_key, self.to_value = (conv_of(rows[part], bias[part], pointwise) for part in (ranked, values))
         signed = scale * torch.cat([temperature.sign(), unit])
@@ -72,45 +71,48 @@ class ChannelsLastAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape; both are read and written channels-last."""
-        batch, channels, height, width = x.shape
-        maps = self.query_key_depthwise(self.to_query_key(x)).permute(0, 2, 3, 1)
-        products = banded_product(maps, self.band_rows)
-        norms = torch.maximum((products * self.diagonal).sum(-1, keepdim=True), self.floors).sqrt()
-        logits = (products / (norms * norms.transpose(1, 2)))[:, channels:, :channels]  # (B, keys, queries)
+        maps = self.query_key_depthwise(self.to_query_key(x))
+        channels = x.shape[1]
+        logits = cosines(maps, self.band_rows, self.diagonal, self.floors)[:, channels:, :channels]  # keys, queries
         if self.outside is not None:
             logits = logits + self.outside
-        merged = logits.softmax(-2) @ self.project
-        value = self.value_depthwise(self.to_value(x)).permute(0, 2, 3, 1)
-        out = value.reshape(batch, -1, channels) @ merged.to(value.dtype)
-        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return mix_channels(self.value_depthwise(self.to_value(x)), logits.softmax(-2) @ self.project)
 
 
 class ChannelsLastGram(nn.Module):
     """Cosines of one head's queries and keys, float32, from their map multiplied with itself."""
 
-    def __init__(self, band_rows: int) -> None:
-        """Sum over ``band_rows`` rows at a time."""
+    def __init__(self, channels: int, band_rows: int, like: Tensor) -> None:
+        """Take ``channels`` queries and as many keys, ``band_rows`` rows at a time; ``like`` gives the type."""
         super().__init__()
+        self.channels = channels
         self.band_rows = band_rows
+        self.diagonal = frozen(torch.eye(2 * channels), like)
+        self.floor = frozen(torch.tensor(NORM_FLOOR**2), like)
 
     def forward(self, maps: Maps, axis: int) -> Tensor:
         """Map one map (B, 2, c, H, W), queries first along ``axis`` 1, to the cosines (B, 1, c, c)."""
         (both,) = maps
         assert axis == 1
-        last = both.flatten(1, 2).permute(0, 2, 3, 1)
-        products = banded_product(last, self.band_rows)
-        squared = (products * torch.eye(last.shape[-1], dtype=products.dtype)).sum(-1, keepdim=True)
-        norms = squared.clamp_min(NORM_FLOOR**2).sqrt()
-        channels = both.shape[2]
-        return (products / (norms * norms.transpose(1, 2)))[:, None, :channels, channels:]
+        found = cosines(both.flatten(1, 2), self.band_rows, self.diagonal, self.floor)
+        return found[:, None, : self.channels, self.channels :]
 
 
-def banded_product(maps: Tensor, band_rows: int) -> Tensor:
-    """Return the products of all channels of (B, H, W, c) over the pixels, (B, c, c), float32 or wider."""
-    batch, height, width, channels = maps.shape
-    pixels = maps.reshape(batch * height // band_rows, band_rows * width, channels)
+def cosines(maps: Tensor, band_rows: int, diagonal: Tensor, floors: Tensor) -> Tensor:
+    """Return all channels' products with each other over their norms, (B, c, c), float32 or wider, of (B, c, H, W).
+
+    Args:
+        maps: read channels-last.
+        band_rows: rows that are summed before they are widened; divides the height.
+        diagonal: (c, c), what squared norms are multiplied with, on the diagonal.
+        floors: smallest squared norms, (c, 1) or one for all.
+    """
+    batch, channels, height, width = maps.shape
+    pixels = maps.permute(0, 2, 3, 1).reshape(batch * height // band_rows, band_rows * width, channels)
     bands = widen(pixels.transpose(1, 2) @ pixels)
-    return bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
+    products = bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
+    norms = torch.maximum((products * diagonal).sum(-1, keepdim=True), floors).sqrt()
+    return products / (norms * norms.transpose(1, 2))
 
 
 def bounding_scale(pointwise: nn.Conv2d, depthwise: nn.Conv2d) -> Tensor:
@@ -150,7 +152,7 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
     Needs: normalize_gram, merge_attention_output, fold_norm_scale.
     """
     done = 0
-    for level in range(3):
+    for level in range(len(deploy.network.decoders)):
         for block in itertools.chain(*blocks_at(deploy, level)):
             if _can_attend(block):
                 # A full-resolution height is a multiple of 8, and halves from level to level.
@@ -159,7 +161,8 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
     decides = deploy.network.perturbations[0].attention
     joint = isinstance(decides, JointSelectiveAttention) and isinstance(decides.similarity, NormalizedGram)
     if joint and decides.heads == 1:
-        decides.similarity = ChannelsLastGram(band_rows=8)
+        channels = decides.value_depthwise.out_channels
+        decides.similarity = ChannelsLastGram(channels, band_rows=8, like=decides.temperature)
         done += 1
     return RewriteReport("attend_channels_last", done)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, Rank, stacked
 from upfusion.export.rewrites.fold_norm_scale import Standardize, standardized
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
-from upfusion.export.rewrites.open_attention import OpenSelectiveAttention
+from upfusion.export.rewrites.open_attention import OpenSelectiveAttention, mix_channels
 from upfusion.export.rewrites.pair_encoders import paired_conv
 from upfusion.export.rewrites.read_streams_once import OnePassEntry
 from upfusion.export.rewrites.report import RewriteReport
@@ -71,9 +71,8 @@ class JointSelectiveAttention(nn.Module):
         ranked = maps.reshape(both.shape[0], 2 * self.heads, channels, *both.shape[-2:])
         logits = self.logits(self.similarity((ranked,), 1) * self.temperature)
         attention = torch.where(self.keep(self.mask(logits)), logits, -torch.inf).softmax(-1)
-        value = self.value_depthwise(self.to_value(source)).permute(0, 2, 3, 1)
-        out = value.flatten(1, 2) @ self.output.merged(attention).to(value.dtype).transpose(1, 2)
-        return out.reshape(value.shape).permute(0, 3, 1, 2)
+        value = self.value_depthwise(self.to_value(source))
+        return mix_channels(value, self.output.merged(attention).transpose(1, 2))
 
 
 def join_query_key(deploy: DeployNetwork) -> RewriteReport:

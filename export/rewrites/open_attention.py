@@ -23,6 +23,13 @@ def in_two(maps: Maps, axis: int) -> Maps:
     return maps if len(maps) == 2 else maps[0].chunk(2, dim=axis)
 
 
+def mix_channels(maps: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply the channels of (B, C, H, W) at each pixel with a matrix an image, (B, C, C), read channels-last."""
+    last = maps.permute(0, 2, 3, 1)
+    mixed = last.flatten(1, 2) @ matrix.to(maps.dtype)
+    return mixed.reshape(last.shape).permute(0, 3, 1, 2)
+
+
 class CosineOfMaps(nn.Module):
     """Normalise queries and keys along space, then multiply."""
 

@@ -14,7 +14,7 @@ from upfusion.export.rewrites.group_feed_forward import GroupedFeedForward
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
 from upfusion.export.rewrites.open_attention import OpenAttention
 from upfusion.export.rewrites.report import RewriteReport
-from upfusion.export.rewrites.weights import conv_of
+from upfusion.export.rewrites.weights import conv_of, whole_matrix
 from upfusion.model import FusionNetwork
 from upfusion.model.layers import RestormerBlock
 
@@ -121,9 +121,9 @@ def paired_block(first: RestormerBlock, second: RestormerBlock, *, whole: bool) 
 
 
 def _ungrouped(conv: nn.Module) -> nn.Conv2d:
-    """Return a 1x1 convolution of two groups and no bias as one without groups."""
+    """Return a 1x1 convolution without bias as one of one group."""
     assert isinstance(conv, nn.Conv2d)
-    return conv_of(torch.block_diag(*conv.weight.detach().double().flatten(1).chunk(2)), None, conv)
+    return conv_of(whole_matrix(conv), None, conv)
 
 
 def paired(first: nn.Module, second: nn.Module) -> nn.Module:

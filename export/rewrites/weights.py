@@ -13,6 +13,12 @@ def matrix(conv: nn.Conv2d) -> Tensor:
     return conv.weight.detach().double().flatten(1)
 
 
+def whole_matrix(conv: nn.Conv2d) -> Tensor:
+    """Return the weight of a 1x1 convolution as a float64 (outputs, inputs) matrix, with zeros between its groups."""
+    assert conv.kernel_size == (1, 1)
+    return torch.block_diag(*conv.weight.detach().double().flatten(1).chunk(conv.groups))
+
+
 def bias_of(conv: nn.Conv2d) -> Tensor:
     """Return a convolution's bias in float64, zeros where it has none."""
     if conv.bias is None:

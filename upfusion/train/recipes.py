@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from upfusion.runtime.errors import InputError
@@ -59,6 +59,27 @@ class Recipe:
             )
 
 
+_SHIPPED = Recipe(
+    terms=(("intensity", 15.0), ("gradient", 15.0), ("structure", 1.0), ("edge transfer", 3.0)),
+    visible_plane="luma",
+    learning_rate=1.2e-3,
+    final_learning_rate=1e-5,
+    schedule="cosine",
+    warmup_steps=60,
+    betas=(0.9, 0.99),
+    epochs=10,
+    batch=2,
+    crop=96,
+    flips=True,
+    darken=0.1,
+    swap=0.5,
+    reshuffle=True,
+    clip_norm=1.0,
+    ema=0.98,
+    initialisation="ready to copy",
+    trunk_noise=False,
+)
+
 RECIPES: dict[str, Recipe] = {
     # L = L_grad + L_l1 (eq. 4, 5), Adam, cosine from 1e-4 to 1e-5, 100 epochs, crops 192, batch 2. The paper does not
     # mention flips, clipping or averaging, so there are none.
@@ -95,29 +116,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     # The two ends of how the weights in this package were made (their model card has the whole way). This one starts
     # from nothing: images close to the maximum first, since metrics say little about a network that copies nothing yet.
-    "shipped": Recipe(
-        terms=(("intensity", 15.0), ("gradient", 15.0), ("structure", 1.0), ("edge transfer", 3.0)),
-        visible_plane="luma",
-        learning_rate=1.2e-3,
-        final_learning_rate=1e-5,
-        schedule="cosine",
-        warmup_steps=60,
-        betas=(0.9, 0.99),
-        epochs=10,
-        batch=2,
-        crop=96,
-        flips=True,
-        darken=0.1,
-        swap=0.5,
-        reshuffle=True,
-        clip_norm=1.0,
-        ema=0.98,
-        initialisation="ready to copy",
-        trunk_noise=False,
-    ),
+    "shipped": _SHIPPED,
     # And this one goes on from trained weights (--start), straight for the metrics. The intensity keeps the brightness,
     # which none of them sees.
-    "refine": Recipe(
+    "refine": replace(
+        _SHIPPED,
         terms=(
             ("intensity", 20.0),
             ("gradient", 2.0),
@@ -126,22 +129,10 @@ RECIPES: dict[str, Recipe] = {
             ("edge transfer", 10.0),
             ("phase transfer", 5.0),
         ),
-        visible_plane="luma",
         learning_rate=1e-3,
-        final_learning_rate=1e-5,
-        schedule="cosine",
-        betas=(0.9, 0.99),
-        epochs=10,
-        batch=2,
-        crop=96,
-        flips=True,
+        warmup_steps=0,
         darken=0.2,
-        swap=0.5,
-        reshuffle=True,
-        clip_norm=1.0,
         ema=0.997,
-        initialisation="ready to copy",
-        trunk_noise=False,
     ),
 }
 
