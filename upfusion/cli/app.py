@@ -12,6 +12,7 @@ import typer
 
 from upfusion import __version__
 from upfusion.cli.console import console, print_error
+from upfusion.cli.memory import keep_freed_memory
 from upfusion.cli.missing import missing_package
 from upfusion.cli.stopping import INTERRUPTED, stop_as_by_ctrl_c
 from upfusion.runtime.errors import UPFusionError
@@ -80,9 +81,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors of our family, and a missing package, end with exit code 2 and no traceback."""
-    # Huge pages for PyTorch's maps, read at its first allocation: without them a base-size pass at 480x640 spends
-    # as long in page faults as in arithmetic.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory()
     # OpenCV's own lines: what matters in them is said by our errors.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
