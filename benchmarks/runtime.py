@@ -1,13 +1,15 @@
 """What the runtime itself costs on a CPU: over a bare InferenceSession.run, and stream() against a plain loop.
 
-python -m benchmarks.runtime GRAPH.onnx [--only overhead|stream|device] [--size 480x640] [--threads N]
+python -m benchmarks.runtime GRAPH.onnx [--only overhead|stream|device|held] [--between GIVEN.onnx] [--size 480x640]
 
 ``overhead``: calls from uint8 to uint8 beside ``InferenceSession.run`` of the same session on prepared inputs, and the
 runtime with a backend that computes nothing. ``stream``: a folder of PNG pairs, read, fused and written, by a plain
 loop with all threads in one call, and by ``fuse_files``, with one context of all threads and with a context for each
-thread. ``device``: the same folder with a backend that only waits, as a CPU does for a GPU. Contenders take turns in
-every round. Figures are added to benchmarks/results/runtime.json part by part; those of a graph that takes images
-(``--io image``) as ``overhead_image`` and so on, beside those of one that takes planes.
+thread. ``device``: the same folder with a backend that only waits, as a CPU does for a GPU. ``held``, with
+``--between``: a video's frame that is ranked (GRAPH was exported with ``--expose-ranks``) beside one that takes the
+decisions (GIVEN, with ``--ranking given``). Contenders take turns in every round. Figures are added to
+benchmarks/results/runtime.json part by part; those of a graph that takes images (``--io image``) as ``overhead_image``
+and so on, beside those of one that takes planes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from upfusion.runtime.backends.null import NullBackend
 from upfusion.runtime.backends.onnxruntime import OnnxRuntimeOptions
 from upfusion.runtime.folder import fuse_files, output_paths
 from upfusion.runtime.fuser import Fuser, load
+from upfusion.runtime.held_ranking import load_held_ranking
 from upfusion.runtime.images import write_image
 from upfusion.runtime.manifest import read_manifest
 from upfusion.runtime.pairs import Pair, find_pairs, read_pair
@@ -158,10 +162,35 @@ def waiting(graph: Path, size: tuple[int, int], count: int, rounds: int) -> dict
     return {"device_ms": DEVICE_MS} | folder(fusers, size, count, rounds)
 
 
+def held_ranking(graph: Path, between: Path, size: tuple[int, int], threads: int, rounds: int) -> dict[str, Any]:
+    """Return what a frame takes that is ranked, and one that is fused with its decisions."""
+    frame = night_street(*size)
+    options = OnnxRuntimeOptions(threads=threads)
+    with load_held_ranking(graph, between, 2, device="cpu", options=options) as held:
+        _, decisions = held.ranker.ranked(*frame)
+        calls = {
+            "ranked": lambda: held.ranker.ranked(*frame),
+            "between": lambda: held.between.given(*frame, decisions),
+        }
+
+        def call_ms(name: str) -> float:
+            start = time.perf_counter()
+            calls[name]()
+            return (time.perf_counter() - start) * 1e3
+
+        times = interleaved_ms({name: partial(call_ms, name) for name in calls}, runs=rounds, warm_up=2)
+    return {
+        **{name: dataclasses.asdict(summary_of(values)) for name, values in times.items()},
+        "between_of_ranked": float(np.median(np.divide(times["between"], times["ranked"]))),
+        "megabytes": {path.name: round(path.stat().st_size / 1e6, 1) for path in (graph, between)},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("graph", type=Path)
-    parser.add_argument("--only", choices=("overhead", "stream", "device"))
+    parser.add_argument("--only", choices=("overhead", "stream", "device", "held"))
+    parser.add_argument("--between", type=Path)
     parser.add_argument("--size", default="480x640")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
@@ -173,6 +202,10 @@ def main() -> None:
         "stream": lambda: streamed(chosen.graph, size, chosen.threads, chosen.pairs, chosen.rounds),
         "device": lambda: waiting(chosen.graph, size, chosen.pairs, chosen.rounds),
     }
+    if chosen.between:
+        parts["held"] = lambda: held_ranking(chosen.graph, chosen.between, size, chosen.threads, chosen.rounds)
+    elif chosen.only == "held":
+        parser.error("--only held needs --between")
     known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     manifest = read_manifest(chosen.graph)
     for name in [chosen.only] if chosen.only else parts:

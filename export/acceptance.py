@@ -22,6 +22,7 @@ import numpy.typing as npt
 from upfusion import __version__
 from upfusion.export.verify import difference
 from upfusion.runtime.backends.base import Arrays, Backend
+from upfusion.runtime.decisions import Decisions
 from upfusion.runtime.errors import ArtifactError, InputError
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import Image, gray8
@@ -181,6 +182,8 @@ def judge(
 ) -> AcceptanceReport:
     """Fuse every pair with both and return the verdict. Colours are compared as a user sees them.
 
+    A subject that takes decisions gets the reference's.
+
     Args:
         subject: the artifact to judge.
         reference: the FP32 artifact that is right.
@@ -202,7 +205,7 @@ def judge(
         images = read_pair(pair)
         with naming(pair):
             wanted = theirs.fuse(*images)
-            got = ours.fuse(*images, finite=False)  # None where it is not finite
+            got = ours.fuse(*images, finite=False, given=theirs.decisions)  # None where it is not finite
         moved = _moved(theirs.decisions, ours.decisions)
         if got is None:
             what = f"not finite in {ours.broken:,} of its values"
@@ -246,9 +249,14 @@ class _Recording:
         self._image = subject.contract.outputs[0].name
         self._fuser = Fuser(self, subject.contract, name=subject.name)
 
-    def fuse(self, first: Image, second: Image, *, finite: bool = True) -> Gray | None:
-        """Return the fused image; None where it is not finite, unless ``finite`` demands that it is."""
+    def fuse(self, first: Image, second: Image, *, finite: bool = True, given: Decisions | None = None) -> Gray | None:
+        """Return the fused image; None where it is not finite, unless ``finite`` demands that it is.
+
+        ``given`` are decisions for an artifact that takes them; any other goes by its own.
+        """
         try:
+            if given is not None and self._fuser.contract.decision_inputs:
+                return self._fuser.given(first, second, given)
             fused: Gray = self._fuser(first, second)
         except ArtifactError:
             if finite or not self.broken:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from upfusion.export.accuracy.half_graph import emulate_half
 from upfusion.export.onnx_file import read_onnx
 from upfusion.export.simplify import SCOPES_KEY
+from upfusion.runtime.decisions import decides_nothing
 from upfusion.runtime.errors import ArtifactError, InputError, MissingDependencyError
 from upfusion.runtime.images import prepare
 from upfusion.runtime.manifest import Manifest, read_manifest
@@ -178,7 +179,10 @@ def _outputs(model: onnx.ModelProto) -> set[str]:
 def _manifest_of(path: Path) -> Manifest:
     if path.suffix != ".onnx":
         raise ArtifactError(f"{path} is no ONNX file: an engine's inner values cannot be read", "name two .onnx files")
-    return read_manifest(path)
+    manifest = read_manifest(path)
+    if manifest.contract.decision_inputs:
+        raise decides_nothing(path)
+    return manifest
 
 
 def _feed(pair: Pair, manifest: Manifest, path: Path) -> dict[str, NDArray[Any]]:

@@ -26,6 +26,7 @@ from upfusion.checkpoint import Checkpoint
 from upfusion.export.accuracy.half_graph import emulate_half
 from upfusion.export.deploy import DeployNetwork, fix_text
 from upfusion.export.frozen_ranking import NEEDS_DECISIONS, Constants, freeze_ranking, frozen_decisions, price
+from upfusion.export.given_ranking import decision_specs, take_decisions
 from upfusion.export.image_edges import (
     PLANE,
     Channels,
@@ -104,8 +105,8 @@ class ExportOptions:
     """Add the decisions (names: ``upfusion.model.decisions``) as outputs."""
     calibration: Path | None = None
     """What ``upfusion calibrate`` wrote; half precision and frozen ranking follow it."""
-    ranking: Literal["dynamic", "frozen"] = "dynamic"
-    """``frozen``: the calibration's majority decisions are constants of the graph."""
+    ranking: Literal["dynamic", "frozen", "given"] = "dynamic"
+    """``frozen``: the calibration's majority decisions are constants of the graph; ``given``: decisions are inputs."""
 
     def __post_init__(self) -> None:
         if self.ranking == "frozen" and self.calibration is None:
@@ -113,10 +114,15 @@ class ExportOptions:
                 "--ranking frozen needs the decisions of a calibration",
                 "upfusion calibrate CHECKPOINT --data VIS IR -o calibration.json, then --calibration calibration.json",
             )
-        if self.calibration is not None and self.precision == "fp32" and self.ranking == "dynamic":
+        if self.calibration is not None and self.precision == "fp32" and self.ranking != "frozen":
             raise InputError(
-                "a calibration changes nothing in an FP32 graph that ranks per image",
+                f"a calibration changes nothing in an FP32 graph with {self.ranking} ranking",
                 "add --precision fp16 or --ranking frozen, or leave --calibration out",
+            )
+        if self.expose_ranks and self.ranking == "given":
+            raise InputError(
+                "--expose-ranks shows what a graph decides, and with --ranking given it decides nothing",
+                "leave --expose-ranks out; it belongs to the graph that ranks",
             )
         if self.batch < 1:
             raise InputError(f"batch {self.batch} makes no graph", "use --batch 1 or more")
@@ -191,7 +197,9 @@ def export_onnx(
     graph = graph_of(
         ImageEdges(deploy, options.color, options.channels) if options.io == "image" else WithDecisions(deploy),
         contract,
+        given=options.ranking == "given",
     )
+    contract = with_decisions(contract, graph, deploy, options)
     step("checking the graph")
     check(graph)
     manifest = Manifest(
@@ -284,8 +292,8 @@ def contract_of(options: ExportOptions) -> Contract:
     )
 
 
-def graph_of(view: WithDecisions | ImageEdges, contract: Contract) -> onnx.ModelProto:
-    """Trace the deploy form with torch's dynamo exporter; the decisions follow the image as outputs.
+def graph_of(view: WithDecisions | ImageEdges, contract: Contract, *, given: bool = False) -> onnx.ModelProto:
+    """Trace the deploy form with torch's dynamo exporter; the decisions follow the images, as outputs or ``given``.
 
     Raises:
         ExportError: the exporter refuses the module.
@@ -303,6 +311,7 @@ def graph_of(view: WithDecisions | ImageEdges, contract: Contract) -> onnx.Model
         }
         dynamic = tuple({spec.shape.index(name): side for name, side in sides.items()} for spec in contract.inputs)
     images = [spec.name for spec in contract.outputs] + ([PLANE] if contract.io == "image" else [])
+    decisions = list(decision_points(view.deploy.network))
     try:
         with warnings.catch_warnings():
             # Both images name their sides alike, which the exporter finds worth a warning for each side.
@@ -313,7 +322,7 @@ def graph_of(view: WithDecisions | ImageEdges, contract: Contract) -> onnx.Model
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in contract.inputs],
-                output_names=images + list(decision_points(view.deploy.network)),
+                output_names=images + decisions,
                 dynamic_shapes=dynamic,
                 optimize=False,
                 verbose=False,
@@ -322,10 +331,22 @@ def graph_of(view: WithDecisions | ImageEdges, contract: Contract) -> onnx.Model
         raise ExportError(f"torch could not export the network: {error}", "report this with the versions") from error
     if program is None:
         raise ExportError("torch's exporter returned nothing", "report this with the versions")
+    if given:
+        take_decisions(program.model, decisions)
     simplify(program.model)
     for output, spec in zip(program.model.graph.outputs, contract.outputs, strict=False):
         output.shape = ir.Shape(spec.shape)  # the exporter's name for a side is the formula that it worked out
     return program.model_proto
+
+
+def with_decisions(
+    contract: Contract, graph: onnx.ModelProto, deploy: DeployNetwork, options: ExportOptions
+) -> Contract:
+    """Return the contract with the decisions that the graph takes, or that it will show."""
+    decisions = decision_specs(graph, decision_points(deploy.network))
+    if options.ranking == "given":
+        return dataclasses.replace(contract, decision_inputs=decisions)
+    return dataclasses.replace(contract, decision_outputs=decisions if options.expose_ranks else ())
 
 
 def varying_side(name: str, low: int, high: int, multiple: int) -> Any:
@@ -387,7 +408,8 @@ def compare(
 
     The reference computes with the graph's decisions, so that ``max_difference`` and ``mean_difference`` are
     arithmetic alone; ``decisions_moved`` is the share of ranks and mask entries that the reference decides otherwise
-    at the same point, after the same decisions before it.
+    at the same point, after the same decisions before it. A graph that takes decisions gets the reference's own, and
+    has no ``decisions_moved``.
 
     Raises:
         ExportError: ONNX Runtime cannot run it, or the differences pass the limits.
@@ -397,31 +419,34 @@ def compare(
     if contract.io == "image":
         visible, infrared = images_of(planes[0], planes[1], contract.sizes.optimum)
         inputs, planes = (visible, infrared), host_planes(visible, infrared, contract)
+    tensors = tuple(map(torch.from_numpy, planes))
+    feed = {spec.name: value for spec, value in zip(contract.inputs, inputs, strict=True)}
+    if contract.decision_inputs:
+        with torch.no_grad():
+            plane, given = reference.with_decisions(*tensors)
+        feed |= {spec.name: given[spec.name].numpy() for spec in contract.decision_inputs}
     try:
         graph = onnx.load(path)
         names = [output.name for output in graph.graph.output]
         if precision == "fp16":
             graph = emulate_half(graph, ranges=False).model
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-        feed = {spec.name: value for spec, value in zip(contract.inputs, inputs, strict=True)}
         got = dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {error}", "report this") from error
     images = {spec.name: got.pop(spec.name) for spec in contract.outputs}
     fused = got.pop(PLANE) if contract.io == "image" else images[contract.outputs[0].name]
-    tensors = tuple(map(torch.from_numpy, planes))
-    decided = {name: value.expand(contract.batch, *value.shape[1:]) for name, value in frozen.items()}
-    decided |= {name: torch.from_numpy(value) for name, value in got.items()}
-    # The recorder comes first, so it sees what the network would have decided, given the graph's decisions before.
-    with torch.no_grad(), recording(reference.network) as own, imposing(reference.network, decided):
-        wanted = reference(*tensors).numpy()
-    moved = sum(int((own[name] != value).sum()) for name, value in decided.items())
-    difference = np.abs(fused.astype(np.float64) - wanted)
-    parity = {
-        "max_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
-        "decisions_moved": moved / sum(own[name].numel() for name in decided),
-    }
+    parity: dict[str, float] = {}
+    if not contract.decision_inputs:
+        decided = {name: value.expand(contract.batch, *value.shape[1:]) for name, value in frozen.items()}
+        decided |= {name: torch.from_numpy(value) for name, value in got.items()}
+        # The recorder comes first, so it sees what the network would have decided, given the graph's decisions before.
+        with torch.no_grad(), recording(reference.network) as own, imposing(reference.network, decided):
+            plane = reference(*tensors)
+        moved = sum(int((own[name] != value).sum()) for name, value in decided.items())
+        parity["decisions_moved"] = moved / sum(own[name].numel() for name in decided)
+    difference = np.abs(fused.astype(np.float64) - plane.numpy())
+    parity |= {"max_difference": float(difference.max()), "mean_difference": float(difference.mean())}
     if contract.io == "image":
         parity["edge_levels"] = largest_edge_error(images, fused, inputs[0], contract)
         if parity["edge_levels"] > EDGE_LIMIT:

@@ -54,6 +54,10 @@ def why_not(path: Path, manifest: Manifest) -> str | None:
         return f"its precision is {other.precision}"
     if other.source.sha256 != manifest.source.sha256:
         return "other weights"
+    if other.contract.decision_inputs:
+        return "it takes decisions and makes none"
+    if manifest.contract.decision_inputs and not other.contract.decision_outputs:
+        return "it does not show the decisions to compute with (--expose-ranks)"
     if other.text.permutations != manifest.text.permutations:
         return f"another prompt: {other.text.prompt!r:.60}"
     return None

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upfusion.runtime.fuser import Fuser as Fuser
     from upfusion.runtime.fuser import load as load
+    from upfusion.runtime.held_ranking import HeldRanking as HeldRanking
+    from upfusion.runtime.held_ranking import load_held_ranking as load_held_ranking
     from upfusion.runtime.images import read_gray as read_gray
     from upfusion.runtime.images import read_image as read_image
     from upfusion.runtime.images import write_image as write_image
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Fuser": "fuser",
+    "HeldRanking": "held_ranking",
     "Pair": "pairs",
     "find_pairs": "pairs",
     "load": "fuser",
+    "load_held_ranking": "held_ranking",
     "read_gray": "images",
     "read_image": "images",
     "read_pair": "pairs",

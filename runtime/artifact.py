@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from upfusion.runtime.backends.base import BACKENDS, Backend
+from upfusion.runtime.decisions import decides_nothing
 from upfusion.runtime.errors import ArtifactError, DeviceError, InputError
 from upfusion.runtime.manifest import Manifest, manifest_path, read_manifest
 
@@ -21,11 +22,21 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 _OPTIONS_HINT = "pass OnnxRuntimeOptions for an ONNX file, EngineOptions for an engine, or neither"
 
 
-def open_backend(path: Path, device: str, options: Any) -> tuple[Backend, Manifest]:
+def open_backend(path: Path, device: str, options: Any, *, takes_decisions: bool = False) -> tuple[Backend, Manifest]:
     """Return what runs an artifact on a device, and the artifact's manifest; both were checked against the file.
 
     ``device`` and ``options`` as :func:`upfusion.runtime.fuser.load` takes them, which also lists what is raised.
+    ``takes_decisions``: the caller has decisions for an artifact that takes them.
     """
+    backend, manifest = _opened(path, device, options)
+    if manifest.contract.decision_inputs and not takes_decisions:
+        backend.close()
+        raise decides_nothing(path)
+    return backend, manifest
+
+
+def _opened(path: Path, device: str, options: Any) -> tuple[Backend, Manifest]:
+    """Return the backend that the file's suffix names, and the manifest."""
     kind, device_id = _parsed(device)
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file", "check the path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -28,13 +29,13 @@ from upfusion.runtime.backends.base import (
     SharedBackend,
     TimedBackend,
 )
+from upfusion.runtime.decisions import Decisions, fill_natural
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.gpu_arrays import is_on_gpu, shape_of
 from upfusion.runtime.graph_images import Color, Fused, GraphImages, flipped
 from upfusion.runtime.images import Image
-from upfusion.runtime.manifest import LUMA_OUTPUT, Contract
-from upfusion.runtime.pairs import Pair
-from upfusion.runtime.streaming import Outcome
+from upfusion.runtime.manifest import LUMA_OUTPUT, Contract, Manifest
+from upfusion.runtime.streaming import Item, Outcome, images_of
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,31 @@ def load(
     """
     path = Path(path)
     backend, manifest = open_backend(path, device, options)
+    return fuser_of(
+        backend, manifest, name=path.name, contexts=contexts, max_batch=max_batch, channels=channels, warm_up=warm_up
+    )
+
+
+def fuser_of(
+    backend: Backend,
+    manifest: Manifest,
+    *,
+    name: str,
+    contexts: int = 1,
+    max_batch: int | None = None,
+    channels: Channels = "rgb",
+    warm_up: bool | None = None,
+) -> Fuser:
+    """Return a fuser on an opened artifact; the backend is closed with it, and if this fails.
+
+    Arguments and errors are those of :func:`load`.
+    """
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(backend.close)
         fuser = Fuser(
             backend,
             manifest.contract,
-            name=path.name,
+            name=name,
             source=manifest.source.name,
             sha256=manifest.sha256,
             contexts=contexts,
@@ -89,7 +109,7 @@ def load(
         )
         on_failure.pop_all()
         on_failure.callback(fuser.close)
-        log.info("%s runs on %s", path.name, fuser.device)
+        log.info("%s runs on %s", name, fuser.device)
         if warm_up or (warm_up is None and fuser.device != "CPU"):
             fuser.warm_up()
         on_failure.pop_all()
@@ -179,6 +199,8 @@ class Fuser:
         """
         if color not in COLORS:
             raise InputError(f"unknown color {color!r}", f"use one of {', '.join(COLORS)}")
+        if self.contract.decision_inputs:
+            raise InputError(f"{self.name} ranks nothing itself: it needs decisions", "hand them to given(...)")
         if is_on_gpu(visible) or is_on_gpu(infrared):
             return self._fuse_on_gpu(visible, infrared, color, stream, out)
         if stream is not None or out is not None:
@@ -214,21 +236,47 @@ class Fuser:
                 self._executor = ThreadPoolExecutor(self.contexts, "upfusion-submit")
             return self._executor.submit(self, visible, infrared, color)
 
-    def stream(
-        self, pairs: Iterable[Pair | tuple[Image, Image]], color: Color = "auto", *, ahead: int | None = None
-    ) -> Iterator[Outcome]:
+    def stream(self, pairs: Iterable[Item], color: Color = "auto", *, ahead: int | None = None) -> Iterator[Outcome]:
         """Yield an :class:`Outcome` per pair, in order, from any iterable of pairs of files or of arrays.
 
         Reading, running and whatever the caller does with the images overlap. At most ``ahead`` pairs (three more
         than contexts by default) are under way at a time, so an endless iterable is fine. A pair that fails does not
         end the stream: its outcome raises when the image is asked for.
         """
+
+        def fuse(item: Item) -> Fused:
+            first, second = images_of(item)
+            fused: Fused = self(first, second, color)
+            return fused
+
         return streaming.stream(
-            lambda first, second: self(first, second, color),
-            pairs,
-            threads=self.contexts + 1,
-            ahead=ahead or self.contexts + 3,
+            itertools.repeat(fuse), pairs, threads=self.contexts + 1, ahead=ahead or self.contexts + 3
         )
+
+    def ranked(self, visible: Image, infrared: Image, color: Color = "auto") -> tuple[Fused, Decisions]:
+        """Return the fused image of one pair and the decisions behind it, for :meth:`given` of another artifact.
+
+        Raises:
+            InputError: the artifact does not show its decisions; or as calling the fuser does.
+        """
+        if not self.contract.decision_outputs:
+            raise InputError(f"{self.name} does not show what it decides", "export it with --expose-ranks")
+        decided: dict[str, npt.NDArray[Any]] = {}
+        (fused,) = self._fuse([visible], [infrared], [color], numbered=False, decided=decided)
+        return fused, decided
+
+    def given(self, visible: Image, infrared: Image, decisions: Decisions, color: Color = "auto") -> Fused:
+        """Return the fused image of one pair, computed with these decisions.
+
+        Raises:
+            InputError: the artifact takes no decisions, or others; or as calling the fuser does.
+        """
+        if missing := sorted({spec.name for spec in self.contract.decision_inputs} ^ decisions.keys()):
+            raise InputError(
+                f"{self.name} takes other decisions than it is given: {', '.join(missing)}",
+                "the artifact that takes them is exported with --ranking given, from the same checkpoint",
+            )
+        return self._fuse([visible], [infrared], [color], numbered=False, given=decisions)[0]
 
     def provenance(self) -> dict[str, str]:
         """Return what a file with a fused image should say about where it comes from."""
@@ -337,9 +385,19 @@ class Fuser:
         return result if out is None else out
 
     def _fuse(
-        self, firsts: Sequence[Any], seconds: Sequence[Any], colors: Sequence[Color], *, numbered: bool
+        self,
+        firsts: Sequence[Any],
+        seconds: Sequence[Any],
+        colors: Sequence[Color],
+        *,
+        numbered: bool,
+        given: Decisions | None = None,
+        decided: dict[str, npt.NDArray[Any]] | None = None,
     ) -> list[Fused]:
-        """Return the fused images, running neighbours of equal size together."""
+        """Return the fused images, running neighbours of equal size together.
+
+        Of a single pair, ``given`` are the decisions to compute with, and ``decided`` receives those that came out.
+        """
         sizes = []
         for place, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
             number = f" {place}" if numbered else ""
@@ -357,21 +415,32 @@ class Fuser:
             while stop < len(firsts) and stop - start < self._most and sizes[stop] == sizes[start]:
                 stop += 1
             with self._worker() as worker:
-                outputs = self._run(worker, firsts[start:stop], seconds[start:stop])
+                outputs = self._run(worker, firsts[start:stop], seconds[start:stop], given)
+                if decided is not None:
+                    decided |= {spec.name: outputs[spec.name].copy() for spec in self.contract.decision_outputs}
                 for place in range(start, stop):
                     image = self._images.image(outputs, place - start, firsts[place], colors[place], worker.scratch)
                     results.append(np.ascontiguousarray(flipped(image) if self._bgr_caller else image))
             start = stop
         return results
 
-    def _run(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> Arrays:
+    def _run(
+        self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image], given: Decisions | None = None
+    ) -> Arrays:
         """Return the graph's outputs for images of one graph size: views of the backend's buffers."""
-        return worker.backend.run(self._filled(worker, firsts, seconds))
+        return worker.backend.run(self._filled(worker, firsts, seconds, given))
 
-    def _filled(self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image]) -> Arrays:
-        """Return the backend's input buffers with images of one graph size in them."""
+    def _filled(
+        self, worker: _Worker, firsts: Sequence[Image], seconds: Sequence[Image], given: Decisions | None = None
+    ) -> Arrays:
+        """Return the backend's input buffers with images of one graph size in them, and decisions if it takes any."""
         inputs = worker.buffers(self._images.shapes(len(firsts), firsts[0].shape[0], firsts[0].shape[1]))
         self._images.fill(inputs, firsts, seconds, worker.scratch)
+        for spec in self.contract.decision_inputs:
+            if given is None:  # a warm-up, where any will do
+                fill_natural(inputs[spec.name])
+            else:
+                np.copyto(inputs[spec.name], given[spec.name])
         return inputs
 
     @contextlib.contextmanager
@@ -404,7 +473,7 @@ class _Worker:
             backend.buffers if isinstance(backend, BufferedBackend) else self._arrays
         )
         self.scratch = images.Scratch()
-        self._types = {spec.name: spec.dtype for spec in contract.inputs}
+        self._types = {spec.name: spec.dtype for spec in contract.all_inputs}
         self._last: tuple[Mapping[str, Shape], Arrays] = ({}, {})
 
     def _arrays(self, shapes: Mapping[str, Shape]) -> Arrays:

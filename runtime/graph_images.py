@@ -31,6 +31,10 @@ class GraphImages:
         self._bgr = contract.channels == "bgr"
         self.fixed_batch = isinstance(contract.inputs[0].shape[0], int)
         """Whether the graph takes ``contract.batch`` pairs and no other number."""
+        # Decisions do not depend on the images' size, and graphs that take them have a fixed batch.
+        self._decisions = {
+            spec.name: tuple(side for side in spec.shape if isinstance(side, int)) for spec in contract.decision_inputs
+        }
 
     def check_types(self, first: Image, second: Image) -> None:
         """Raise unless the graph takes images of these types.
@@ -69,7 +73,7 @@ class GraphImages:
         )
 
     def shapes(self, count: int, height: int, width: int) -> dict[str, Shape]:
-        """Return the shapes of the graph's inputs for ``count`` images of a size.
+        """Return the shapes of the graph's inputs, decisions among them, for ``count`` images of a size.
 
         Raises:
             InputError: the artifact does not take it.
@@ -81,6 +85,7 @@ class GraphImages:
         return {
             one: (count, height, width, 3) if image_io else (count, 3, height, width),
             two: (count, height, width) if image_io else (count, 1, height, width),
+            **self._decisions,
         }
 
     def fill(self, inputs: Arrays, firsts: Sequence[Image], seconds: Sequence[Image], scratch: images.Scratch) -> None:

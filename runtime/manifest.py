@@ -73,6 +73,20 @@ class Contract:
     """Sizes of the tensors that enter: padded ones for ``tensor``, those of the images for ``image``."""
     size_multiple: int = 8
     """``tensor``: height and width must be multiples of this."""
+    decision_inputs: tuple[TensorSpec, ...] = ()
+    """Ranking decisions that come in beside the images (``ranking`` given); the graph decides nothing itself."""
+    decision_outputs: tuple[TensorSpec, ...] = ()
+    """Ranking decisions that come out beside the image (``--expose-ranks``)."""
+
+    @property
+    def all_inputs(self) -> tuple[TensorSpec, ...]:
+        """Images, then decisions."""
+        return (*self.inputs, *self.decision_inputs)
+
+    @property
+    def all_outputs(self) -> tuple[TensorSpec, ...]:
+        """Images, then decisions."""
+        return (*self.outputs, *self.decision_outputs)
 
     @property
     def color(self) -> Literal["gray", "ycbcr"]:
@@ -166,6 +180,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     """Sentences that a user of the artifact must know."""
     ranking: str = "dynamic"
+    """``dynamic``: decided per image; ``frozen``: by a calibration, once; ``given``: by another graph."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Name, digest and data of the calibration that the precision follows; empty without one."""
     build: BuildRecord | None = None

@@ -45,12 +45,13 @@ class Outcome:
 
 
 def stream(
-    fuse: Callable[[Image, Image], Fused], items: Iterable[Item], *, threads: int, ahead: int
+    fuses: Iterator[Callable[[Item], Fused]], items: Iterable[Item], *, threads: int, ahead: int
 ) -> Iterator[Outcome]:
     """Yield one outcome per item, in order.
 
-    At most ``ahead`` items are between the iterable and the caller at any time. ``items`` is consumed in a thread of
-    its own, ``threads`` others read files and call ``fuse``. A failure of our error family belongs to its pair and
+    ``fuses`` yields, for each item, what fuses it; it reads the item by :func:`images_of`. At most ``ahead`` items are
+    between the iterable and the caller at any time. ``items`` and ``fuses`` are consumed in a thread of their own,
+    ``threads`` others take the items in order and fuse them. A failure of our error family belongs to its pair and
     the rest goes on; any other exception, and one raised by ``items``, ends the stream and is raised here.
     """
     free = threading.Semaphore(ahead)
@@ -65,7 +66,7 @@ def stream(
                     item = next(rest)
                 except StopIteration:
                     break
-                window.put((item, pool.submit(_outcome, fuse, item)))
+                window.put((item, pool.submit(_outcome, next(fuses), item)))
             window.put(None)
         except BaseException as error:  # raised again in the caller's thread
             window.put(error)
@@ -86,11 +87,19 @@ def stream(
             pool.shutdown(cancel_futures=True)
 
 
-def _outcome(fuse: Callable[[Image, Image], Fused], item: Item) -> Outcome:
-    """Read one item where it is on disk, and fuse it."""
+def images_of(item: Item) -> tuple[Image, Image]:
+    """Return an item's images, read where they are on disk.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return read_pair(item) if isinstance(item, Pair) else item
+
+
+def _outcome(fuse: Callable[[Item], Fused], item: Item) -> Outcome:
+    """Fuse one item."""
     try:
-        first, second = read_pair(item) if isinstance(item, Pair) else item
-        return Outcome(item=item, image=fuse(first, second), error=None)
+        return Outcome(item=item, image=fuse(item), error=None)
     except UPFusionError as error:
         if isinstance(item, Pair) and not any(str(path) in error.problem for path in (item.first, item.second)):
             error = type(error)(f"{item.first}: {error.problem}", error.hint)

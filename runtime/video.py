@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.files import replacing
-from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.graph_images import Color
 from upfusion.runtime.images import Image
+from upfusion.runtime.streaming import Outcome
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm")
 """Files that are taken for videos."""
@@ -46,13 +46,23 @@ class VideoResult:
     """Whether the user stopped it before the end."""
 
 
+class FusesFrames(Protocol):
+    """What fuses a video: ``Fuser``, or ``HeldRanking``."""
+
+    def stream(self, pairs: Iterable[tuple[Image, Image]], color: Color = ..., /) -> Iterator[Outcome]:
+        """Yield the outcome of each pair, in order."""
+
+    def provenance(self) -> Mapping[str, object]:
+        """Return what the video should say about where it comes from."""
+
+
 def is_video(path: Path) -> bool:
     """Whether a file is a video by its suffix."""
     return path.suffix.lower() in SUFFIXES
 
 
 def fuse_video(
-    fuser: Fuser,
+    fuser: FusesFrames,
     visible: Path,
     infrared: Path,
     output: Path,

@@ -25,6 +25,7 @@ from upfusion.export.frozen_ranking import frozen_decisions
 from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.margins import recording_values
 from upfusion.runtime.backends.base import Backend
+from upfusion.runtime.decisions import decides_nothing
 from upfusion.runtime.errors import ArtifactError, InputError
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import finish, gray8, merge_chroma, prepare
@@ -199,6 +200,8 @@ def measure(
             f"({manifest.source.sha256[:12]}…), not {checkpoint.path.name} ({checkpoint.sha256[:12]}…)",
             "name the checkpoint that it was exported from",
         )
+    if manifest.contract.decision_inputs:
+        raise decides_nothing(artifact)
     text = text or checkpoint.text
     if text is None:
         raise InputError(f"{checkpoint.path} carries no text feature", "pass --text text.npz")

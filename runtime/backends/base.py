@@ -31,7 +31,7 @@ class Backend(Protocol):
         """Return the graph's outputs by name: views of the backend's buffers, which the next call overwrites."""
 
     def close(self) -> None:
-        """Give memory back; the backend cannot be used afterwards."""
+        """Give memory back; the backend cannot be used afterwards. A second call does nothing."""
 
 
 @runtime_checkable

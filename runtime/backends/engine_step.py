@@ -18,6 +18,7 @@ from upfusion.runtime.backends.base import Shape
 from upfusion.runtime.backends.engine_library import Context
 from upfusion.runtime.backends.loaded_engine import LoadedEngine
 from upfusion.runtime.cuda import Block, CapturedGraph, HostBlock, Stream
+from upfusion.runtime.decisions import fill_natural
 from upfusion.runtime.errors import UPFusionError
 
 log = logging.getLogger(__name__)
@@ -229,6 +230,9 @@ class Step:
             return f"the captured graph has {graph.nodes} operations, at least {least} are needed"
         random = np.random.default_rng(0)
         for array in self.inputs.values():
+            if array.dtype.kind in "ib":  # a decision: random indices would lead out of memory
+                fill_natural(array)
+                continue
             values = random.random(array.shape, np.float32)
             array[...] = values if array.dtype.kind == "f" else values * 255
         plain = self._results_of(self._whole)

@@ -43,8 +43,8 @@ class LoadedEngine:
         self.outputs = tuple(name for name in names if name not in self.inputs)
         self.dtypes = {name: np.dtype(_TYPES[engine.get_tensor_dtype(name).name]) for name in names}
         for side, specs, found in (
-            ("inputs", manifest.contract.inputs, self.inputs),
-            ("outputs", manifest.contract.outputs, self.outputs),
+            ("inputs", manifest.contract.all_inputs, self.inputs),
+            ("outputs", manifest.contract.all_outputs, self.outputs),
         ):
             for spec in specs:
                 if spec.name not in found or self.dtypes[spec.name] != np.dtype(spec.dtype):

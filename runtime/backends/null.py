@@ -24,19 +24,21 @@ class NullBackend:
 
     def buffers(self, shapes: Mapping[str, Shape]) -> Arrays:
         """Return input arrays of these shapes."""
-        key = tuple(shapes[spec.name] for spec in self._contract.inputs)
+        key = tuple(shapes[spec.name] for spec in self._contract.all_inputs)
         if key not in self._inputs:
-            self._inputs[key] = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in self._contract.inputs}
+            self._inputs[key] = {
+                spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in self._contract.all_inputs
+            }
         return self._inputs[key]
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return zeros."""
-        key = tuple(inputs[spec.name].shape for spec in self._contract.inputs)
+        key = tuple(inputs[spec.name].shape for spec in self._contract.all_inputs)
         outputs = self._outputs.get(key)
         if outputs is None:
-            sizes = symbols(self._contract.inputs, {name: array.shape for name, array in inputs.items()})
+            sizes = symbols(self._contract.all_inputs, {name: array.shape for name, array in inputs.items()})
             outputs = {}
-            for spec in self._contract.outputs:
+            for spec in self._contract.all_outputs:
                 shape = resolved(spec.shape, sizes)
                 if shape is None:
                     raise ManifestError(

@@ -106,8 +106,8 @@ class OnnxRuntimeBackend:
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}
         for side, specs, found in (
-            ("inputs", self.manifest.contract.inputs, self._inputs),
-            ("outputs", self.manifest.contract.outputs, self._outputs),
+            ("inputs", self.manifest.contract.all_inputs, self._inputs),
+            ("outputs", self.manifest.contract.all_outputs, self._outputs),
         ):
             missing = [spec.name for spec in specs if spec.name not in found]
             if missing:

@@ -7,6 +7,7 @@ synchronisation shows as stale data, and memory that was given back is an error 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import logging
 import math
 import threading
@@ -24,7 +25,7 @@ from upfusion.runtime.cuda import ForeignArray, out_of_memory
 from upfusion.runtime.errors import DeviceError, InputError, ManifestError
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.gpu_arrays import DeviceArray, is_on_gpu
-from upfusion.runtime.manifest import BuildRecord, Parent
+from upfusion.runtime.manifest import BuildRecord, Parent, TensorSpec
 
 
 class FakeBlock:
@@ -191,24 +192,32 @@ class Member:
 
 
 class FakeEngine:
-    """Two inputs and one output; fused = mean of the channels' mean and the infrared image."""
+    """Two inputs and one output; fused = mean of the channels' mean and the infrared image.
 
-    def __init__(self, profiles: Sequence[tuple[tuple[int, int], ...]], image_io: bool = False) -> None:
+    With ``given``, an order comes in and fused = mean of the channel that it names first and the infrared image.
+    """
+
+    def __init__(
+        self, profiles: Sequence[tuple[tuple[int, int], ...]], image_io: bool = False, given: bool = False
+    ) -> None:
         self.profiles, self.image_io = profiles, image_io
-        self.num_io_tensors = 3
+        self.names = ("visible", "infrared", *(["scpm.order"] if given else []), "fused")
+        self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(profiles)
         self.dtype = "UINT8" if image_io else "FLOAT"
 
     def get_tensor_name(self, index: int) -> str:
-        return ("visible", "infrared", "fused")[index]
+        return self.names[index]
 
     def get_tensor_mode(self, name: str) -> Member:
         return Member("OUTPUT" if name == "fused" else "INPUT")
 
     def get_tensor_dtype(self, name: str) -> Member:
-        return Member(self.dtype)
+        return Member("INT64" if name == "scpm.order" else self.dtype)
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        if name == "scpm.order":
+            return [(1, 3)] * 3
         if self.image_io:
             return [(1, *size, 3) if name == "visible" else (1, *size) for size in self.profiles[profile_index]]
         return [(1, 3 if name == "visible" else 1, *size) for size in self.profiles[profile_index]]
@@ -264,10 +273,13 @@ class FakeContext:
                 assert address in cuda.live, f"{name} is in memory that was given back"
                 shape = shapes["infrared"] if name == "fused" else shapes[name]
                 kind = np.dtype(np.uint8 if library.engine.image_io else np.float32)
+                kind = np.dtype(np.int64) if name == "scpm.order" else kind
                 raw = (ctypes.c_uint8 * (int(np.prod(shape)) * kind.itemsize)).from_address(address)
                 arrays[name] = np.ctypeslib.as_array(raw).view(kind).reshape(shape)
             axis = 3 if library.engine.image_io else 1
             luma = arrays["visible"].mean(axis, dtype=np.float32, keepdims=not library.engine.image_io)
+            if "scpm.order" in arrays:
+                luma = arrays["visible"][:, arrays["scpm.order"][:, 0]]  # an index out of range is an error
             fused = (luma + arrays["infrared"]) / 2
             noise = library.noise * np.random.default_rng(library.runs).random(fused.shape, np.float32)
             arrays["fused"][...] = fused + noise
@@ -727,3 +739,23 @@ def test_gpu_images_need_a_gpu_backend(make: Any, noise: Any) -> None:
     image = ForeignImage(FakeCuda(), noise((16, 24, 3)))
     with pytest.raises(InputError, match="takes arrays in host memory"):
         Fuser(NullBackend(make.tensor_contract()), make.tensor_contract())(image, image)
+
+
+def test_an_engine_that_takes_decisions(make: Any) -> None:
+    """Decisions go in with the images, and the proof of the CUDA graph tries valid ones only."""
+    bench = Bench(make)
+    order = TensorSpec(name="scpm.order", dtype="int64", shape=(1, 3), meaning="channel indices")
+    bench.contract = dataclasses.replace(bench.contract, decision_inputs=(order,))
+    bench.manifest = dataclasses.replace(bench.manifest, contract=bench.contract)
+    bench.library.engine = FakeEngine(bench.engine.profiles, given=True)
+    random = np.random.default_rng(4)
+    with bench.fuser() as fuser:
+        fuser.warm_up()
+        for channel in (2, 0, 1, 1):
+            visible, infrared = random.integers(0, 256, (8, 16, 3), np.uint8), np.zeros((8, 16), np.uint8)
+            fused = fuser.given(visible, infrared, {"scpm.order": np.array([[channel, 0, 0]])}, "gray")
+            # float32 planes and back: half of a byte, rounded to even, may fall on either side.
+            assert np.abs(fused - visible[..., channel] / 2).max() <= 0.5 + 1e-3
+    assert [graph.nodes for graph in bench.cuda.graphs] == [5] * 2  # three copies in, the network, one copy out
+    assert bench.cuda.launches > 4
+    assert not bench.cuda.live

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from upfusion.cli import artifacts
 from upfusion.cli.fuse import fuse
-from upfusion.runtime.errors import InputError
+from upfusion.runtime.errors import InputError, UPFusionError
 from upfusion.runtime.images import read_image, write_image
 
 
@@ -105,7 +105,7 @@ def test_errors(tmp_path: Path, run: Any) -> None:
     (tmp_path / "a" / "9.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
     assert isinstance(run("a", "b").exception, InputError)
     result = run("a/0.png", "b/0.png", "--every", "4")
-    assert "--every is for videos" in str(result.exception)
+    assert "are for videos: images are ranked one by one" in str(result.exception)
 
 
 def test_video(tmp_path: Path, run: Any) -> None:
@@ -119,16 +119,25 @@ def test_video(tmp_path: Path, run: Any) -> None:
     assert result.exit_code == 0
     assert json.loads(result.stdout)["frames"] == 3
     assert "3 frames of 48x64 on CPU" in result.stderr
-    result = run("v.avi", "i.avi", "--every", "5", output="again.mp4")
-    assert "ranks its channels inside the graph" in str(result.exception)
-    assert not (tmp_path / "again.mp4").exists()
+    for options, problem in (
+        (("--every", "5"), "--every 5 needs a second artifact, one that takes decisions"),
+        (("--between", "given.onnx"), "--between given.onnx is for the frames that are not ranked"),
+        (("--every", "5", "--between", str(tmp_path / "none.onnx")), "none.onnx: no such file"),
+        (("--every", "5", "--between", str(tmp_path / "tiny.onnx")), "tiny.onnx ranks (dynamic) and does not show"),
+    ):
+        result = run("v.avi", "i.avi", *options, output="again.mp4")
+        assert isinstance(result.exception, UPFusionError)
+        assert problem in str(result.exception)
+        assert result.exception.hint
+        assert not (tmp_path / "again.mp4").exists()
+    assert run("v.avi", "i.avi", "--every", "1", output="again.mp4").exit_code == 0
 
 
 def test_help_teaches(run: Any) -> None:
     app = typer.Typer()
     app.command()(fuse)
     text = " ".join(CliRunner(env={"COLUMNS": "120"}).invoke(app, ["--help"]).stdout.split())
-    for words in ("Example: upfusion fuse vis/ ir/", "--color", "--every", "exit code"):
+    for words in ("Example: upfusion fuse vis/ ir/", "--color", "--every", "--between", "exit code"):
         assert words in text
 
 

@@ -50,6 +50,7 @@ def accept(
 
     An image that is not finite, black or flat, or a pair below --psnr, rejects it. Moved decisions (of graphs exported
     with --expose-ranks), the change of the metrics, and black pixels that became 1 are reported and do not decide.
+    One exported with --ranking given computes with the reference's decisions.
     Report and verdict go into the artifact's manifest. Exit code 0 when accepted, 1 when rejected, 2 on errors.
 
     Examples:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from upfusion.bench.contender import Opened
     from upfusion.export.acceptance import Subject
     from upfusion.runtime.backends.onnxruntime import OnnxRuntimeOptions
+    from upfusion.runtime.held_ranking import HeldRanking
     from upfusion.runtime.manifest import Contract
     from upfusion.torch_backend import TorchBackend
 
@@ -41,6 +42,22 @@ def open_fuser(path: str | Path, *, device: str = "auto", text: str | Path | Non
     )
 
 
+def open_held_ranking(
+    ranker: Path, between: Path, every: int, *, device: str = "auto", contexts: int = 1
+) -> HeldRanking:
+    """Return what fuses videos with rankings that hold for ``every`` frames.
+
+    Raises:
+        ArtifactError: a file that is no ONNX file or engine, or two that do not go together.
+        MissingDependencyError: the library that runs them is not installed.
+        DeviceError: they do not run on this machine.
+    """
+    from upfusion.runtime.held_ranking import load_held_ranking
+
+    options = _shared_cores(ranker, device, contexts)
+    return load_held_ranking(ranker, between, every, device=device, contexts=contexts, options=options)
+
+
 def _shared_cores(path: Path, device: str, contexts: int) -> OnnxRuntimeOptions | None:
     """Return options that divide the cores among contexts, None where the CPU does not run them."""
     if contexts == 1 or path.suffix != ".onnx":
@@ -59,7 +76,7 @@ def open_subject(path: str | Path, *, device: str = "auto", text: str | Path | N
     path = Path(path)
     if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return Subject(name=path.name, backend=_torch_backend(path, device, text), contract=torch_contract())
-    backend, manifest = open_backend(path, device, None)
+    backend, manifest = open_backend(path, device, None, takes_decisions=True)  # the gate hands them in
     return Subject(name=path.name, backend=backend, contract=manifest.contract)
 
 

@@ -119,6 +119,8 @@ def build(
         wrote(f"{place} ({place.stat().st_size / 1e6:.1f} MB) and {place.name}.json")
     if not gate:
         after = f"next, on the GPU: upfusion accept {path} --data VISIBLE INFRARED"
+        if manifests[-1].contract.decision_inputs:
+            after += " --reference CHECKPOINT"  # the graph itself decides nothing
         console.print(after, markup=False, soft_wrap=True)
     if json:
         print_json({"engines": [dataclasses.asdict(manifest) for manifest in manifests]})
@@ -140,7 +142,7 @@ class _Gate:
         require_gpu()
         self._pairs = find_pairs(*data)
         manifest = read_manifest(graph)
-        if reference is None and manifest.precision == "fp32":
+        if reference is None and manifest.precision == "fp32" and not manifest.contract.decision_inputs:
             reference = graph
         self._reference = reference_for(graph, manifest, reference)
         self._text, self._psnr = text, psnr

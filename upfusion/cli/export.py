@@ -60,11 +60,14 @@ def export(
         typer.Option(help="What upfusion calibrate wrote; fp16 follows it.", show_default=False),
     ] = None,
     ranking: Annotated[
-        Literal["dynamic", "frozen"],
-        typer.Option(help="frozen: the calibration's majority decisions are constants; small, fast, not exact."),
+        Literal["dynamic", "frozen", "given"],
+        typer.Option(
+            help="frozen: the calibration's majority decisions are constants; small, fast, not exact. given: decisions "
+            "are inputs, for the video frames that another graph does not rank (upfusion fuse --every)."
+        ),
     ] = "dynamic",
     expose_ranks: Annotated[
-        bool, typer.Option("--expose-ranks", help="Add the ranking decisions as outputs, for verify.")
+        bool, typer.Option("--expose-ranks", help="Add the ranking decisions as outputs, for verify and --every.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on stdout.")] = False,
 ) -> None:
@@ -83,6 +86,8 @@ def export(
       upfusion export model.safetensors -o camera.onnx --channels bgr --batch 2
 
       upfusion export model.safetensors -o plain.onnx --plain --io tensor
+
+      upfusion export model.safetensors -o given.onnx --ranking given
     """
     from upfusion.checkpoint import load_checkpoint
     from upfusion.export.onnx_export import DYNAMIC_SIZES, ExportOptions, export_onnx
@@ -131,7 +136,11 @@ def export(
         True,
         "compare",
         f"max |Δ| {parity['max_difference']:.1e}, mean {parity['mean_difference']:.1e} against PyTorch in fp32; "
-        f"{parity['decisions_moved']:.2%} of the decisions moved",
+        + (
+            f"{parity['decisions_moved']:.2%} of the decisions moved"
+            if "decisions_moved" in parity
+            else f"its {len(manifest.contract.decision_inputs)} decisions handed in"
+        ),
     )
     megabytes = output.stat().st_size / 1e6
     wrote(

@@ -13,6 +13,9 @@ from upfusion.cli.stopping import INTERRUPTED
 from upfusion.runtime.errors import InputError, UPFusionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from upfusion.runtime import Fuser, HeldRanking
     from upfusion.runtime.video import VideoResult
 
 SOME_FAILED = 1
@@ -39,8 +42,23 @@ def fuse(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, tensorrt (ONNX Runtime's).")] = "auto",
     text: Annotated[Path | None, typer.Option(help="Text feature for a checkpoint.", show_default=False)] = None,
     every: Annotated[
-        int, typer.Option(min=1, help="Videos: rank channels anew every N frames, where the artifact supports it.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Videos: rank channels on every Nth frame only; the frames between need --between. "
+            "Off by default: every frame is ranked.",
+            show_default=False,
+        ),
+    ] = None,
+    between: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --every: what fuses the frames between with the last ranked frame's decisions, exported with "
+            "--ranking given; --model then needs --expose-ranks.",
+            show_default=False,
+        ),
+    ] = None,
     contexts: Annotated[
         int,
         typer.Option(min=1, help="Pairs or frames in work at the same time; each needs memory of its own."),
@@ -54,18 +72,27 @@ def fuse(
     and 2 if none was written.
 
     Example: upfusion fuse vis/ ir/ -m fusion.onnx -o fused/
+
+    Videos whose rankings hold for ten frames: upfusion fuse visible.mp4 thermal.mp4 -m fusion.onnx -o fused.mp4
+    --every 10 --between given.onnx
     """
-    from upfusion.cli.artifacts import open_fuser
+    from upfusion.cli.artifacts import open_fuser, open_held_ranking
     from upfusion.runtime.folder import fuse_files, output_paths, summary
     from upfusion.runtime.pairs import find_pairs
     from upfusion.runtime.video import is_video
 
     if is_video(visible) and is_video(infrared):
-        opening = {"device": device, "text": text, "contexts": contexts}
-        _fuse_videos(visible, infrared, model, output, opening, color=color, every=every, json=json)
+        _check_ranking(every, between)
+
+        def opened() -> Fuser | HeldRanking:
+            if between is not None and every is not None:
+                return open_held_ranking(model, between, every, device=device, contexts=contexts)
+            return open_fuser(model, device=device, text=text, contexts=contexts)
+
+        _fuse_videos(visible, infrared, model, output, opened, color=color, every=every or 1, json=json)
         return
-    if every != 1:
-        raise InputError("--every is for videos: single images are ranked one by one", "leave it out")
+    if every is not None or between is not None:
+        raise InputError("--every and --between are for videos: images are ranked one by one", "leave them out")
     pairs = find_pairs(visible, infrared)
     paths = output_paths(pairs, output)
     with open_fuser(model, device=device, text=text, contexts=contexts) as fuser, progress_bar() as bar:
@@ -84,6 +111,25 @@ def fuse(
         raise typer.Exit(SOME_FAILED if result.written else ALL_FAILED)
 
 
+def _check_ranking(every: int | None, between: Path | None) -> None:
+    """Raise unless ``--every`` and ``--between`` come together; ``--every 1`` ranks every frame and needs no other.
+
+    Raises:
+        InputError: one lacks the other.
+    """
+    if between is not None and every is None:
+        raise InputError(
+            f"--between {between} is for the frames that are not ranked, and without --every all of them are",
+            "say how often to rank, as --every 10, or leave --between out",
+        )
+    if every not in (None, 1) and between is None:
+        raise InputError(
+            f"--every {every} needs a second artifact, one that takes decisions, for the frames that are not ranked",
+            "upfusion export CHECKPOINT -o given.onnx --ranking given, then --between given.onnx; "
+            "the one that ranks is exported with --expose-ranks",
+        )
+
+
 def _print_failures(errors: list[UPFusionError]) -> None:
     """Print the first failures; a hint that was just given is not given again."""
     last = ""
@@ -99,23 +145,17 @@ def _fuse_videos(
     infrared: Path,
     model: Path,
     output: Path,
-    opening: dict[str, Any],
+    opened: Callable[[], Fuser | HeldRanking],
     *,
     color: Literal["auto", "gray", "ycbcr"],
     every: int,
     json: bool,
 ) -> None:
-    """Fuse two videos with a bar that shows frames per second; ``opening`` says how the model is opened."""
+    """Fuse two videos with a bar that shows frames per second; ``opened`` opens the model."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from upfusion.cli.artifacts import open_fuser
     from upfusion.runtime.video import fuse_video
 
-    if every != 1:
-        raise InputError(
-            f"{model} ranks its channels inside the graph, on every frame: --every {every} cannot change that",
-            "leave --every out",
-        )
     columns: list[Any] = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -123,7 +163,7 @@ def _fuse_videos(
         TextColumn("{task.fields[fps]}"),
     ]
     with (
-        open_fuser(model, **opening) as fuser,
+        opened() as fuser,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
     ):
         task = bar.add_task("fusing", total=None, fps="")
@@ -146,19 +186,22 @@ def _fuse_videos(
             checked=lambda: bar.update(checking, advance=1, total=bar.tasks[task].completed, visible=True),
         )
         seconds = time.perf_counter() - start
-    _report_video(result, model, fuser.device, output, seconds, json=json)
+    _report_video(result, model, fuser.device, output, seconds, every=every, json=json)
     if result.stopped:  # the video is complete up to there
         raise typer.Exit(INTERRUPTED)
 
 
-def _report_video(result: VideoResult, model: Path, device: str, output: Path, seconds: float, *, json: bool) -> None:
+def _report_video(
+    result: VideoResult, model: Path, device: str, output: Path, seconds: float, *, every: int, json: bool
+) -> None:
     """Print what was written."""
     height, width = result.size
     check_line(
         not result.stopped,
         "fuse",
         f"{result.frames} frames of {height}x{width} on {device} in {seconds:.1f} s, "
-        f"{result.frames / seconds:.1f} frames/s{', stopped before the end' if result.stopped else ''}",
+        f"{result.frames / seconds:.1f} frames/s{f', one in {every} ranked' if every > 1 else ''}"
+        f"{', stopped before the end' if result.stopped else ''}",
     )
     if result.left_over:
         console.print(f"{result.left_over} has more frames than the other video; they were left out")
@@ -170,6 +213,7 @@ def _report_video(result: VideoResult, model: Path, device: str, output: Path, s
                 "device": device,
                 "output": str(output),
                 "frames": result.frames,
+                "ranked_every": every,
                 "frames_per_second": result.frames / seconds,
                 "seconds": seconds,
                 "stopped": result.stopped,
