@@ -11,6 +11,7 @@ from typing import Literal
 
 from upfusion.export.deploy import DeployNetwork
 from upfusion.export.rewrites.attend_channels_last import attend_channels_last
+from upfusion.export.rewrites.attend_in_strips import attend_in_strips
 from upfusion.export.rewrites.channels_last import channels_last
 from upfusion.export.rewrites.fold_front_end import fold_front_end
 from upfusion.export.rewrites.fold_layer_norm import fold_layer_norm
@@ -55,11 +56,12 @@ REWRITES: tuple[Rewrite, ...] = (
     pair_encoders,
     attend_channels_last,
     channels_last,
+    attend_in_strips,
 )
 
 NAMES: tuple[str, ...] = tuple(rewrite.__name__ for rewrite in REWRITES)
 
-LEAN = ("group_feed_forward",)
+LEAN = ("group_feed_forward", "attend_in_strips")
 """What ``--lean`` adds: less memory, more passes."""
 
 LEAN_WITHOUT = ("pair_encoders", "halve_feed_forward")

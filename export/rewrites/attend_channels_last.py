@@ -13,7 +13,7 @@ from upfusion.export.rewrites.fold_norm_scale import Standardize
 from upfusion.export.rewrites.join_query_key import JointSelectiveAttention
 from upfusion.export.rewrites.merge_attention_output import MergedOutput
 from upfusion.export.rewrites.normalize_gram import NormalizedGram
-from upfusion.export.rewrites.open_attention import Maps, OpenAttention, mix_channels
+from upfusion.export.rewrites.open_attention import OpenAttention, mix_channels
 from upfusion.export.rewrites.report import RewriteReport
 from upfusion.export.rewrites.weights import bias_of, conv_of, frozen, whole_matrix
 from upfusion.model.layers import NORM_FLOOR, RestormerBlock, widen
@@ -38,7 +38,6 @@ class ChannelsLastAttention(nn.Module):
         [-1, 1], so no sum passes the largest half while a row has at most 65,504 / ``band_rows`` pixels.
         """
         super().__init__()
-        self.band_rows = band_rows
         pointwise, depthwise, output = attention.to_qkv, attention.depthwise, attention.output
         assert isinstance(pointwise, nn.Conv2d)
         assert isinstance(depthwise, nn.Conv2d)
@@ -52,9 +51,11 @@ class ChannelsLastAttention(nn.Module):
         scale = bounding_scale(pointwise, depthwise)[ranked]
         rows, bias = whole_matrix(pointwise), bias_of(pointwise)
         kernels = depthwise.weight.detach().double()
-        self.to_query_key, self.to_value = (conv_of(rows[part], bias[part], pointwise) for part in (ranked, values))
+        to_query_key, self.to_value = (conv_of(rows[part], bias[part], pointwise) for part in (ranked, values))
         signed = scale * torch.cat([temperature.sign(), unit])
-        self.query_key_depthwise = conv_of(kernels[ranked] * signed[:, None, None, None], None, depthwise, len(ranked))
+        query_key_depthwise = conv_of(kernels[ranked] * signed[:, None, None, None], None, depthwise, len(ranked))
+        self.query_key_product = SelfProduct(to_query_key, query_key_depthwise, band_rows)
+        self.norm_value: nn.Module = nn.Identity()
         self.value_depthwise = conv_of(kernels[values], None, depthwise, len(values))
         like = attention.temperature
         over = torch.cat([size, unit]).square().reciprocal()  # squared norms over squared temperatures
@@ -71,46 +72,61 @@ class ChannelsLastAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, streams * C, H, W) to the same shape; both are read and written channels-last."""
-        maps = self.query_key_depthwise(self.to_query_key(x))
         channels = x.shape[1]
-        logits = cosines(maps, self.band_rows, self.diagonal, self.floors)[:, channels:, :channels]  # keys, queries
+        products = self.query_key_product(x)
+        logits = cosines(products, self.diagonal, self.floors)[:, channels:, :channels]  # keys, queries
         if self.outside is not None:
             logits = logits + self.outside
-        return mix_channels(self.value_depthwise(self.to_value(x)), logits.softmax(-2) @ self.project)
+        value = self.value_depthwise(self.to_value(self.norm_value(x)))
+        return mix_channels(value, logits.softmax(-2) @ self.project)
 
 
-class ChannelsLastGram(nn.Module):
+class QueryKeyCosines(nn.Module):
     """Cosines of one head's queries and keys, float32, from their map multiplied with itself."""
 
-    def __init__(self, channels: int, band_rows: int, like: Tensor) -> None:
-        """Take ``channels`` queries and as many keys, ``band_rows`` rows at a time; ``like`` gives the type."""
+    def __init__(self, attention: JointSelectiveAttention, band_rows: int) -> None:
+        """Take over the attention's convolutions; ``band_rows`` divides the map's height."""
         super().__init__()
-        self.channels = channels
-        self.band_rows = band_rows
-        self.diagonal = frozen(torch.eye(2 * channels), like)
-        self.floor = frozen(torch.tensor(NORM_FLOOR**2), like)
+        self.query_key_product = SelfProduct(attention.to_query_key, attention.query_key_depthwise, band_rows)
+        self.channels = attention.to_query_key.out_channels // 2
+        self.diagonal = frozen(torch.eye(2 * self.channels), attention.temperature)
+        self.floor = frozen(torch.tensor(NORM_FLOOR**2), attention.temperature)
 
-    def forward(self, maps: Maps, axis: int) -> Tensor:
-        """Map one map (B, 2, c, H, W), queries first along ``axis`` 1, to the cosines (B, 1, c, c)."""
-        (both,) = maps
-        assert axis == 1
-        found = cosines(both.flatten(1, 2), self.band_rows, self.diagonal, self.floor)
+    def forward(self, both: Tensor) -> Tensor:
+        """Map query and source (B, 2C, H, W) to the cosines (B, 1, c, c)."""
+        found = cosines(self.query_key_product(both), self.diagonal, self.floor)
         return found[:, None, : self.channels, self.channels :]
 
 
-def cosines(maps: Tensor, band_rows: int, diagonal: Tensor, floors: Tensor) -> Tensor:
-    """Return all channels' products with each other over their norms, (B, c, c), float32 or wider, of (B, c, H, W).
+class SelfProduct(nn.Module):
+    """Products of all channels of ``depthwise(pointwise(x))`` with each other."""
+
+    def __init__(self, pointwise: nn.Conv2d, depthwise: nn.Conv2d, band_rows: int) -> None:
+        """Own a 1x1 and a depthwise 3x3 convolution; ``band_rows`` rows, which divide the height, are summed at once."""
+        super().__init__()
+        self.pointwise, self.depthwise = pointwise, depthwise
+        self.band_rows = band_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, c, c), float32 or wider."""
+        return self.of(self.depthwise(self.pointwise(x.to(self.pointwise.weight.dtype))))
+
+    def of(self, maps: Tensor) -> Tensor:
+        """Return the products (B, c, c) of maps (B, c, H, W), which are read channels-last."""
+        batch, channels, height, width = maps.shape
+        pixels = maps.permute(0, 2, 3, 1).reshape(batch * height // self.band_rows, self.band_rows * width, channels)
+        bands = widen(pixels.transpose(1, 2) @ pixels)
+        return bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
+
+
+def cosines(products: Tensor, diagonal: Tensor, floors: Tensor) -> Tensor:
+    """Return channels' products with each other, (B, c, c), over their norms, whose squares lie on the diagonal.
 
     Args:
-        maps: read channels-last.
-        band_rows: rows that are summed before they are widened; divides the height.
+        products: float32 or wider.
         diagonal: (c, c), what squared norms are multiplied with, on the diagonal.
         floors: smallest squared norms, (c, 1) or one for all.
     """
-    batch, channels, height, width = maps.shape
-    pixels = maps.permute(0, 2, 3, 1).reshape(batch * height // band_rows, band_rows * width, channels)
-    bands = widen(pixels.transpose(1, 2) @ pixels)
-    products = bands.sum(0, keepdim=True) if batch == 1 else bands.unflatten(0, (batch, -1)).sum(1)
     norms = torch.maximum((products * diagonal).sum(-1, keepdim=True), floors).sqrt()
     return products / (norms * norms.transpose(1, 2))
 
@@ -160,9 +176,8 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
                 done += 1
     decides = deploy.network.perturbations[0].attention
     joint = isinstance(decides, JointSelectiveAttention) and isinstance(decides.similarity, NormalizedGram)
-    if joint and decides.heads == 1:
-        channels = decides.value_depthwise.out_channels
-        decides.similarity = ChannelsLastGram(channels, band_rows=8, like=decides.temperature)
+    if joint and decides.heads == 1 and decides.cosines is None:
+        decides.cosines = QueryKeyCosines(decides, band_rows=8)
         done += 1
     return RewriteReport("attend_channels_last", done)
 

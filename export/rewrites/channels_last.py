@@ -66,13 +66,13 @@ def channels_last(deploy: DeployNetwork) -> RewriteReport:
     itself, whose memory then ends with the first group.
     Needs: fold_norm_scale, and split_gate or a rewrite that groups.
     """
-    done = 0
+    done: dict[nn.Module, ChannelsLast] = {}  # a level's blocks may have two owners
     for parent in list(deploy.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Sequential) and all(map(_fits, child)):
-                setattr(parent, name, ChannelsLast(*map(ChannelsLastBlock, child)))
-                done += len(child)
-    return RewriteReport("channels_last", done)
+                done.setdefault(child, ChannelsLast(*map(ChannelsLastBlock, child)))
+                setattr(parent, name, done[child])
+    return RewriteReport("channels_last", sum(map(len, done)))
 
 
 def _fits(block: nn.Module) -> bool:

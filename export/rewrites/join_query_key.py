@@ -23,14 +23,16 @@ class StandardizedEntry(nn.Module):
         super().__init__()
         self.entry = entry
         self.eps = eps
+        self.deferred = False
+        """Whether the attention standardises instead (rewrite attend_in_strips)."""
 
     def forward(self, streams: tuple[Tensor, ...], rank: Rank) -> tuple[Tensor]:
         """Return (B, 2C, H, W), the query's channels first."""
         both = stacked(streams)
         pixels = both.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, 2C)
         mixed = pixels @ self.entry.weight((both,), rank).transpose(1, 2) + self.entry.bias.flatten().to(both.dtype)
-        standard = standardized(mixed.unflatten(-1, (2, -1)), self.eps)
-        return (standard.reshape(*both.shape[:1], *both.shape[2:], -1).permute(0, 3, 1, 2),)
+        result = mixed if self.deferred else standardized(mixed.unflatten(-1, (2, -1)), self.eps)
+        return (result.reshape(*both.shape[:1], *both.shape[2:], -1).permute(0, 3, 1, 2),)
 
 
 class JointSelectiveAttention(nn.Module):
@@ -48,6 +50,9 @@ class JointSelectiveAttention(nn.Module):
         self.to_query_key = paired_conv(opened.to_query, to_key)
         self.query_key_depthwise = paired_conv(opened.query_depthwise, key_depthwise)
         self.similarity = opened.similarity
+        self.cosines: nn.Module | None = None
+        """What makes the cosines of queries and keys in one go (rewrite attend_channels_last)."""
+        self.norm_source: nn.Module = nn.Identity()
         self.mask = opened.mask
         assert isinstance(opened.output, MergedOutput)
         self.output = opened.output
@@ -65,11 +70,14 @@ class JointSelectiveAttention(nn.Module):
 
     def forward(self, both: Tensor) -> Tensor:
         """Map standardised query and source, (B, 2C, H, W), to (B, C, H, W)."""
-        source = both.chunk(2, dim=1)[1]
-        channels = source.shape[1] // self.heads
-        maps = self.query_key_depthwise(self.to_query_key(both.to(self.to_query_key.weight.dtype)))
-        ranked = maps.reshape(both.shape[0], 2 * self.heads, channels, *both.shape[-2:])
-        logits = self.logits(self.similarity((ranked,), 1) * self.temperature)
+        source = self.norm_source(both.chunk(2, dim=1)[1])
+        if self.cosines:
+            cosines = self.cosines(both)
+        else:
+            channels = source.shape[1] // self.heads
+            maps = self.query_key_depthwise(self.to_query_key(both.to(self.to_query_key.weight.dtype)))
+            cosines = self.similarity((maps.reshape(both.shape[0], 2 * self.heads, channels, *both.shape[-2:]),), 1)
+        logits = self.logits(cosines * self.temperature)
         attention = torch.where(self.keep(self.mask(logits)), logits, -torch.inf).softmax(-1)
         value = self.value_depthwise(self.to_value(source))
         return mix_channels(value, self.output.merged(attention).transpose(1, 2))
