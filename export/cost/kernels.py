@@ -1,23 +1,25 @@
 """Nodes grouped into the kernels that a compiler can be expected to make of them.
 
-The assumptions, alike for every graph:
+The assumptions, alike for every graph, are what TensorRT documents and what TensorRT-RTX 1.7 was seen to make of five
+forms of the base network (``benchmarks/rewrites.py --engines`` has its own list of layers beside this count):
 
 * **Views are free**: reshapes, splits and slices, broadcasts; a transpose that only swaps the last two axes for a
   matrix product, or that names a map's channels last instead of second: convolutions for tensor cores keep their
-  maps channels-last whatever the graph calls them; index and shape arithmetic on constants.
+  maps channels-last whatever the graph calls them; index and shape arithmetic on constants. (Engines copy some of
+  them all the same: a third of the values behind a convolution, a product's result whose channels come first.)
 * **Elementwise operations join the kernel that makes their input**, one after the other, if that kernel is a
   convolution, a matrix product, a normalisation or other elementwise work, if nothing else needs the value between,
   and if both have the same number of elements. Further operands are read. An operation on one half of a
   convolution's result does not join it: the two halves come from different tiles.
+* **Nothing is computed twice**: a value that several kernels need is written once, in its own type.
 * **Convolutions and matrix products** read each operand once and write their result once.
-* **Reductions end a kernel**, for their result needs all of their input; only work on the reduced values follows in
-  it. Elementwise work before a reduction is done as it reads, and cheap work with several readers (one operand of full
-  size) is done again by each, so that nothing is written for it. A layer norm or softmax that is one node is
-  one kernel: read once, write once. This is what TensorRT documents; a norm spelled out in primitive nodes is
-  a kernel per reduction.
+* **Reductions join the elementwise kernel that makes their input and end it**, for their result needs all of their
+  input; only work on the reduced values follows in it. A short row (:data:`SHORT`) fits where it is reduced, so work
+  on the row goes on, up to a second reduction: a layer norm spelled out in primitive nodes is two kernels with the
+  deviations written between them. A layer norm or softmax that is one node is one kernel: read once, write once.
 * **Transposes** join elementwise or norm kernels beside them (another index); elsewhere they read and write once.
-* **Casts** join whatever makes or reads the value, products included: TensorRT documents casts around a product as the
-  way to ask for sums in FP32, and reads the narrow type. A cast to a smaller type is done by whoever makes the value.
+* **Casts** join what makes the value, and a cast to a smaller type always does; one to a larger type does not join a
+  product, whose result is written in the narrow type.
 * **Gather, TopK, resize, concatenation, pixel shuffle** read what they take and write once.
 
 Bytes without fusion count every node that is not a view as reading its operands and writing its results.
@@ -26,7 +28,7 @@ Bytes without fusion count every node that is not a view as reading its operands
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from upfusion.export.cost.graph import Graph, Node
@@ -51,6 +53,9 @@ MOVES = frozenset(
     SpaceToDepth Pad Tile CumSum OneHot Trilu Einsum NonZero AveragePool MaxPool
     """.split()  # noqa: SIM905
 )
+
+SHORT = 4096
+"""Elements of a row that a group of threads can hold while it is reduced."""
 
 LAYOUTS = ([0, 2, 3, 1], [0, 3, 1, 2])
 """Permutations from channels second to channels last, and back."""
@@ -124,11 +129,10 @@ def bytes_moved(kernel: Kernel, graph: Graph, source: Mapping[str, str]) -> int:
 def kernels_of(graph: Graph) -> list[Kernel]:
     """Group the nodes, in their order, by the rules of this module's docstring."""
     grouping = _Grouping(graph)
-    cheap = _recomputable(graph, grouping.readers)
     for node in graph.nodes:
         if not is_view(node, graph) and not _of_constants(node, graph, grouping.source):
-            grouping.add(node, cheap)
-    _settle(grouping.kernels, graph, grouping.source, cheap)
+            grouping.add(node)
+    _settle(grouping.kernels, graph, grouping.source)
     return [kernel for kernel in grouping.kernels if kernel.writes]
 
 
@@ -143,7 +147,7 @@ class _Grouping:
         self._region = regions_of(graph)
         self._maker: dict[str, int] = {}  # tensor -> index of the kernel that makes it
 
-    def add(self, node: Node, cheap: Mapping[str, Node]) -> None:
+    def add(self, node: Node) -> None:
         """Put the next node into the kernel it joins, or into a new one."""
         home = self._home(node)
         if home is None:
@@ -154,31 +158,71 @@ class _Grouping:
         made = {output for member in kernel.nodes for output in member.outputs}
         for name in node.inputs:
             if name and self.source.get(name, name) not in made:
-                kernel.reads |= _reads_through(name, cheap, self.source, self._region)
+                kernel.reads.add(self._region.get(name, name))
         for output in node.outputs:
             self._maker[output] = home
 
     def _home(self, node: Node) -> int | None:
         """Return the kernel that a node joins, None for a new one."""
+        if node.kind in REDUCTIONS:
+            return self._before_reduction(node)
         if is_elementwise(node) or node.kind in COPIES:
             return self._after_producer(node)
         return self._after_copy(node) if node.kind in NORMS else None
 
+    def _before_reduction(self, node: Node) -> int | None:
+        """Return the kernel of elementwise work, with at most one short reduction in it, that a reduction ends."""
+        home = self._maker.get(self.source.get(node.inputs[0], node.inputs[0]))
+        if home is None:
+            return None
+        kernel = self.kernels[home]
+        plain = all(is_elementwise(member) or member.kind in COPIES | REDUCTIONS for member in kernel.nodes)
+        first = not self._reductions(kernel)
+        return home if plain and (first or (self._goes_on(kernel) and self._row(node) <= SHORT)) else None
+
     def _after_producer(self, node: Node) -> int | None:
-        """Return the kernel that an elementwise node or a copy joins: the latest whose result it alone reads."""
-        homes = []
-        for memory, maker in self._made_operands(node):
-            kernel = self.kernels[maker]
-            if memory in self._graph.outputs:
+        """Return the kernel that an elementwise node or a copy joins: the latest whose result it can take over."""
+        homes = [maker for memory, maker in self._made_operands(node) if self._joins(node, memory)]
+        return max(homes) if homes else self._over_row(node)
+
+    def _over_row(self, node: Node) -> int | None:
+        """Return the kernel of a short reduction whose result is applied to the row that it reads."""
+        for name in node.inputs:
+            home = self._maker.get(self.source.get(name, name))
+            if home is None or not self._goes_on(self.kernels[home]):
                 continue
-            if any(reader is not node and reader not in kernel.nodes for reader in self.readers[memory]):
-                continue
-            if kernel.leader.kind in MOVES:
-                continue
-            if node.kind == "Transpose" and kernel.leader.kind in PRODUCTS:
-                continue
-            homes.append(maker)
-        return max(homes, default=None)
+            if all(
+                self._region.get(other, other) in self.kernels[home].reads for other in node.inputs if other != name
+            ):
+                return home
+        return None
+
+    def _joins(self, node: Node, memory: str) -> bool:
+        """Whether an elementwise node or a copy can go on with a value in the kernel that makes it."""
+        kernel = self.kernels[self._maker[memory]]
+        if memory in self._graph.outputs or kernel.leader.kind in MOVES:
+            return False
+        if kernel.leader.kind in PRODUCTS and (node.kind == "Transpose" or _widens(node, self._graph)):
+            return False
+        if self._reductions(kernel) and self._graph.tensors[node.outputs[0]].size > self._reduced_size(kernel):
+            return self._goes_on(kernel)
+        return all(reader is node or reader in kernel.nodes for reader in self.readers[memory])
+
+    def _reductions(self, kernel: Kernel) -> list[Node]:
+        return [member for member in kernel.nodes if member.kind in REDUCTIONS]
+
+    def _reduced_size(self, kernel: Kernel) -> int:
+        return min(self._graph.tensors[member.outputs[0]].size for member in self._reductions(kernel))
+
+    def _row(self, reduction: Node) -> int:
+        """Return how many elements become one."""
+        sizes = (self._graph.tensors[name].size for name in (reduction.inputs[0], reduction.outputs[0]))
+        return next(sizes) // max(next(sizes), 1)
+
+    def _goes_on(self, kernel: Kernel) -> bool:
+        """Whether work on a row can follow its reduction."""
+        reductions = self._reductions(kernel)
+        return len(reductions) == 1 and self._row(reductions[0]) <= SHORT
 
     def _after_copy(self, node: Node) -> int | None:
         """Return the kernel of copies that a norm joins: it then reads in another order, or another type."""
@@ -216,62 +260,18 @@ def _readers(graph: Graph, source: dict[str, str]) -> dict[str, list[Node]]:
     return readers
 
 
-def _recomputable(graph: Graph, readers: dict[str, list[Node]]) -> dict[str, Node]:
-    """Return elementwise results and copies that every reader makes again for itself, by name.
-
-    These are operands of reductions and norms alone, and those with several readers that need only one operand of
-    full size, so that making them again reads no more than reading them would.
-    """
-    cheap: dict[str, Node] = {}
-    for node in graph.nodes:
-        if is_view(node, graph) or not (is_elementwise(node) or node.kind in COPIES):
-            continue
-        output = node.outputs[0]
-        users = readers.get(output, [])
-        if not users or output in graph.outputs or _narrows(node, graph):
-            continue
-        size = graph.tensors[output].size
-        full = [name for name in node.inputs if name and graph.tensors[name].size == size]
-        ends = all(user.kind in REDUCTIONS | NORMS for user in users)
-        light = len(users) > 1 and len(full) == 1 and all(_takes_prologue(user) for user in users)
-        widens = node.kind == "Cast" and all(_takes_prologue(user) or user.kind in PRODUCTS for user in users)
-        if ends or light or widens:
-            cheap[output] = node
-    return cheap
+def _widens(node: Node, graph: Graph) -> bool:
+    """Whether a node is a cast to a larger type."""
+    narrow, wide = (graph.tensors[name].item_bytes for name in (node.inputs[0], node.outputs[0]))
+    return node.kind == "Cast" and wide > narrow
 
 
-def _narrows(node: Node, graph: Graph) -> bool:
-    """Whether a node is a cast to a smaller type: whoever makes the value writes it in that type."""
-    wide, narrow = (graph.tensors[name].item_bytes for name in (node.inputs[0], node.outputs[0]))
-    return node.kind == "Cast" and narrow < wide
-
-
-def _takes_prologue(node: Node) -> bool:
-    """Whether elementwise work can be done on a node's operands as it reads them."""
-    return is_elementwise(node) or node.kind in REDUCTIONS | NORMS | COPIES
-
-
-def _reads_through(
-    name: str, cheap: Mapping[str, Node], source: Mapping[str, str], region: Mapping[str, str]
-) -> set[str]:
-    """Return what must be read to have a tensor: its region, or the operands that it is made again from."""
-    memory = source.get(name, name)
-    if memory not in cheap:
-        return {region.get(name, name)}
-    return {
-        read for operand in cheap[memory].inputs if operand for read in _reads_through(operand, cheap, source, region)
-    }
-
-
-def _settle(kernels: list[Kernel], graph: Graph, source: Mapping[str, str], cheap: Collection[str]) -> None:
+def _settle(kernels: list[Kernel], graph: Graph, source: Mapping[str, str]) -> None:
     """Fill in what each kernel writes: results that another kernel or the caller reads."""
     needed = {source.get(name, name) for name in graph.outputs}
-    recomputed = set(cheap)
     for kernel in kernels:
         inside = {output for node in kernel.nodes for output in node.outputs}
         kernel.reads = {region for region in kernel.reads if source.get(region, region) not in inside}
-        if not inside <= recomputed:
-            needed |= {source.get(region, region) for region in kernel.reads}
+        needed |= {source.get(region, region) for region in kernel.reads}
     for kernel in kernels:
-        inside = {output for node in kernel.nodes for output in node.outputs}
-        kernel.writes = (inside & needed) - recomputed
+        kernel.writes = {output for node in kernel.nodes for output in node.outputs} & needed

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from upfusion.export.cost import cost_of, gpu_named, read_graph
-from upfusion.export.cost.kernels import kernels_of
+from upfusion.export.cost.kernels import SHORT, kernels_of
 from upfusion.runtime.errors import ArtifactError, InputError
 
 H, W, C = 8, 16, 4
@@ -95,10 +95,29 @@ def test_a_norm_node_is_one_pass_and_a_spelled_one_is_not(tmp_path):
     axes = {"axes": np.array([1], np.int64)}
     many = cost_of(read_graph(save(tmp_path / "many.onnx", spelled, axes, ["z"])))
     plane = H * W * 4
-    # mean: x in, m out; root of the variance: x and m in (d is made again), r out; the rest: x, m and r in, z out;
-    # and twice the 8 bytes of the axes
-    assert many.total.bytes_fused == 4 * MAP + 5 * plane + 2 * 8
-    assert many.total.kernels == 3
+    # deviations and the root of their variance: x in, d and r out; the rest: d and r in, z out; and the 8 bytes of
+    # the axes
+    assert many.total.bytes_fused == 4 * MAP + 2 * plane + 8
+    assert many.total.kernels == 2
+
+
+def test_a_long_reduction_ends_its_kernel(tmp_path):
+    """The L2 norm of a map, from a half copy: the wide copy is written once, for the norm and for the division."""
+    side = SHORT // W
+    axes = {"axes": np.array([2, 3], np.int64), "w": np.zeros((C, C, 1, 1), np.float32)}
+    nodes = [
+        conv("y", "x", "w"),
+        helper.make_node("Cast", ["y"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceL2", ["f", "axes"], ["n"]),
+        helper.make_node("Div", ["f", "n"], ["z"]),
+    ]
+    for height, kernels in ((side, 2), (2 * side, 3)):
+        graph = read_graph(save(tmp_path / f"{height}.onnx", nodes, axes, ["z"], dynamic=True), (height, W))
+        made = [[node.kind for node in kernel.nodes] for kernel in kernels_of(graph)]
+        assert made[0] == ["Conv", "Cast"]
+        assert len(made) == kernels
+        assert [kernel.writes for kernel in kernels_of(graph)][1:] == ([{"z"}] if kernels == 2 else [{"f", "n"}, {"z"}])
 
 
 def test_only_the_last_two_axes_swap_for_free(tmp_path):
