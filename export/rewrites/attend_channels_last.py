@@ -102,7 +102,7 @@ class SelfProduct(nn.Module):
     """Products of all channels of ``depthwise(pointwise(x))`` with each other."""
 
     def __init__(self, pointwise: nn.Conv2d, depthwise: nn.Conv2d, band_rows: int) -> None:
-        """Own a 1x1 and a depthwise 3x3 convolution; ``band_rows`` rows, which divide the height, are summed at once."""
+        """Own a 1x1 and a depthwise 3x3 convolution; sum ``band_rows`` rows at once, which divide the height."""
         super().__init__()
         self.pointwise, self.depthwise = pointwise, depthwise
         self.band_rows = band_rows

@@ -9,7 +9,6 @@ from upfusion.export.deploy import DeployNetwork
 from upfusion.export.rewrites.attend_channels_last import ChannelsLastAttention, QueryKeyCosines, SelfProduct
 from upfusion.export.rewrites.channels_last import ChannelsLastBlock, ChannelsLastNorm
 from upfusion.export.rewrites.fold_norm_scale import Standardize
-from upfusion.export.rewrites.join_query_key import JointSelectiveAttention, StandardizedEntry
 from upfusion.export.rewrites.report import RewriteReport
 
 
@@ -65,12 +64,12 @@ def attend_in_strips(deploy: DeployNetwork) -> RewriteReport:
                 block.norm_attention = ChannelsSecond()
                 done += 1
     perturb = network.perturbations[0]
-    entry, attention = perturb.entry, perturb.attention
-    if isinstance(entry, StandardizedEntry) and isinstance(attention, JointSelectiveAttention) and not entry.deferred:
-        if isinstance(attention.cosines, QueryKeyCosines):
-            of_both = ChannelsLastNorm(Standardize(entry.eps, streams=2))
-            attention.cosines.query_key_product = SelfProductInStrips(attention.cosines.query_key_product, of_both)
-            attention.norm_source = Standardize(entry.eps)
-            entry.deferred = True
-            done += 1
+    cosines = getattr(perturb.attention, "cosines", None)
+    if isinstance(cosines, QueryKeyCosines) and not isinstance(cosines.query_key_product, SelfProductInStrips):
+        eps = perturb.entry.eps
+        of_both = ChannelsLastNorm(Standardize(eps, streams=2))
+        cosines.query_key_product = SelfProductInStrips(cosines.query_key_product, of_both)
+        perturb.attention.norm_source = Standardize(eps)
+        perturb.entry.deferred = True
+        done += 1
     return RewriteReport("attend_in_strips", done)
