@@ -57,24 +57,29 @@ def check_together(ranker: Path, ranking: Manifest, between: Path, given: Manife
             f"{between} takes no decisions: its ranking is {given.ranking}",
             "the graph for the frames between is another one: upfusion export CHECKPOINT -o given.onnx --ranking given",
         )
-    facts = zip(_facts(ranking), _facts(given), strict=True)
-    apart = [f"{name} is {one} in {ranker}, {other} in {between}" for (name, one), (_, other) in facts if one != other]
-    if apart:
-        raise ArtifactError(f"{between} does not go with {ranker}: {'; '.join(apart)}", BOTH_GRAPHS)
+    for (name, one, shown), (_, other, also_shown) in zip(_facts(ranking), _facts(given), strict=True):
+        if one != other:
+            raise ArtifactError(
+                f"{between} does not go with {ranker}: {name} is {also_shown} here, {shown} there", BOTH_GRAPHS
+            )
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return what must be equal in two artifacts that share decisions, in words."""
+def _facts(manifest: Manifest) -> list[tuple[str, object, str]]:
+    """Return what must be equal in two artifacts that share decisions: name, value, and the value in words.
+
+    What other facts follow from comes first.
+    """
     contract = manifest.contract
     decisions = contract.decision_inputs or contract.decision_outputs
-    sizes = contract.sizes
+    source, sizes = manifest.source, contract.sizes
+    range_of_sizes = " to ".join(f"{height}x{width}" for height, width in (sizes.minimum, sizes.maximum))
     return [
-        ("the checkpoint", f"{manifest.source.name} ({manifest.source.sha256[:12]}…)"),
-        ("the prompt", repr(manifest.text.prompt)),
-        ("--io", contract.io),
-        ("the order of colours", contract.channels),
-        ("the result", contract.color),
-        ("the batch", str(contract.batch)),
-        ("the size", " to ".join(f"{height}x{width}" for height, width in (sizes.minimum, sizes.maximum))),
-        ("the set of decisions", ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in decisions)),
+        ("the checkpoint", source.sha256, f"{source.name} ({source.sha256[:12]}…)"),
+        ("the prompt", manifest.text.permutations, f"{manifest.text.prompt!r:.60} ({manifest.text.encoder})"),
+        ("--io", contract.io, contract.io),
+        ("the order of colours", contract.channels, contract.channels),
+        ("the result", contract.color, contract.color),
+        ("the batch", contract.batch, str(contract.batch)),
+        ("the size", (sizes.minimum, sizes.maximum), range_of_sizes),
+        ("the set of decisions", decisions, ", ".join(f"{spec.name} {list(spec.shape)}" for spec in decisions)),
     ]

@@ -12,6 +12,8 @@ from upfusion.export.builder.layers import bytes_moved
 from upfusion.export.builder.messages import Log, Message
 
 _ACTIVATION = re.compile(r"^Total Activation Memory: (\d+) bytes")
+_INT64 = re.compile(r"Make sure (input|output) \S+ has Int64 binding")
+"""Said of every ranking decision, as a warning; the runtime binds each tensor by its type in the manifest."""
 _WEIGHTS = re.compile(r"^Total Weights Memory: (\d+) bytes")
 
 
@@ -48,6 +50,8 @@ class BuildLogger(trt.ILogger):  # type: ignore[misc, unused-ignore]  # untyped 
                 moved, total = bytes_moved(msg), self.bytes_moved
                 self.bytes_moved = None if moved is None or total is None else total + moved
             return
+        if _INT64.search(msg):
+            level = logging.INFO
         with self._lock:
             if level >= logging.ERROR:
                 self.errors.append(msg)

@@ -152,22 +152,26 @@ def test_natural_decisions_are_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("checkpoint", r"the checkpoint is tiny\.safetensors \(000000000000…\) in a\.onnx, other\.pth \(1111"),
-        ("prompt", "the prompt is 'a prompt' in a.onnx, 'another' in b.onnx"),
-        ("size", "the size is 8x8 to 512x512 in a.onnx, 32x32 to 32x32 in b.onnx"),
-        ("decisions", r"the set of decisions is scpm.order int64\[1, 3\], tcpm1.keep .* in a.onnx, scpm"),
+        ("checkpoint", r"checkpoint is other\.pth \(111111111111…\) here, tiny\.safetensors \(000000000000…\) there"),
+        ("prompt", r"prompt is 'another' \(none\) here, 'a prompt' \(none\) there"),
+        ("size", "size is 32x32 to 32x32 here, 8x8 to 512x512 there"),
+        (
+            "decisions",
+            r"set of decisions is scpm\.order \[1, 3\] here, scpm\.order \[1, 3\], tcpm1\.keep \[1, 1, 2, 2\] there",
+        ),
     ],
 )
 def test_two_that_do_not_go_together(make: Any, change: str, sentence: str) -> None:
     contract = make.tensor_contract()
     ranker, given = make.manifest(ranking(contract)), make.manifest(taking(contract), ranking="given")
-    check_together(Path("a.onnx"), ranker, Path("b.onnx"), given)
+    renamed = dataclasses.replace(given, source=dataclasses.replace(given.source, name="copy.safetensors"))
+    check_together(Path("a.onnx"), ranker, Path("b.onnx"), renamed)  # the digest counts
     changes: dict[str, Any] = {
         "checkpoint": {"source": dataclasses.replace(given.source, name="other.pth", sha256="1" * 64)},
-        "prompt": {"text": dataclasses.replace(given.text, prompt="another")},
+        "prompt": {"text": dataclasses.replace(given.text, prompt="another", permutations={"tcpm1": (1, 0)})},
         "size": {"contract": taking(make.tensor_contract(make.one_size(32, 32)))},
         "decisions": {"contract": dataclasses.replace(contract, decision_inputs=(ORDER,))},
     }
-    with pytest.raises(ArtifactError, match=sentence) as caught:
+    with pytest.raises(ArtifactError, match="b.onnx does not go with a.onnx: the " + sentence) as caught:
         check_together(Path("a.onnx"), ranker, Path("b.onnx"), dataclasses.replace(given, **changes[change]))
     assert "--ranking given" in caught.value.hint
