@@ -31,7 +31,13 @@ def configuration_for(
     config.clear_flag(trt.BuilderFlag.TF32)
     # So that the engine can say what its layers read and write, in which type.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    settings: dict[str, Any] = {"strongly_typed": True, "tf32": False, "profiling_verbosity": "detailed"}
+    config.max_aux_streams = request.aux_streams
+    settings: dict[str, Any] = {
+        "strongly_typed": True,
+        "tf32": False,
+        "profiling_verbosity": "detailed",
+        "aux_streams": request.aux_streams,
+    }
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # The runtime owns all memory and captures calls in CUDA graphs, which an engine that allocates prevents.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

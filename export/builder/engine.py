@@ -103,6 +103,7 @@ def request_from_contract(
         timing_cache=str(options.timing_cache) if options.timing_cache else None,
         workspace_bytes=options.workspace_bytes,
         optimization_level=options.optimization_level,
+        aux_streams=options.aux_streams,
         verbose=options.verbose,
     )
 

@@ -50,6 +50,7 @@ class Request:
     timing_cache: str | None
     workspace_bytes: int | None
     optimization_level: int | None
+    aux_streams: int
     verbose: bool
 
     def to_line(self) -> str:

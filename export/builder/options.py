@@ -29,6 +29,10 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_bytes: int | None = None
     optimization_level: int | None = None
+    aux_streams: int = 0
+    """Streams beside the main one on which layers may run at the same time. Each keeps maps of its own alive: the
+    shipped network at 480x640 needs three times the memory with as many as TensorRT-RTX likes (328 MB, 113 MB with
+    none), and its large layers fill a GPU each by itself."""
     verbose: bool = False
     """Report the library's INFO messages too."""
 
@@ -44,6 +48,8 @@ class BuildOptions:
             raise InputError(f"a target is named twice in {','.join(self.targets)}", "name each target once")
         if self.workspace_bytes is not None and self.workspace_bytes <= 0:
             raise InputError("a workspace of no bytes builds nothing", "use --workspace 4, or leave it away")
+        if self.aux_streams < 0:
+            raise InputError(f"{self.aux_streams} auxiliary streams cannot be", "use --aux-streams 0 or more")
         level = self.optimization_level
         if level is not None and not LOWEST_OPTIMIZATION <= level <= HIGHEST_OPTIMIZATION:
             raise InputError(

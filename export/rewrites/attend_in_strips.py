@@ -19,6 +19,7 @@ class SelfProductInStrips(SelfProduct):
         """Take over the convolutions and the norm in front of them."""
         super().__init__(whole.pointwise, whole.depthwise, whole.band_rows // 2)
         self.norm = norm
+        self.depthwise.padding = (0, 1)  # a strip brings the rows above and below with it
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), not standardised, to (B, c, c), float32 or wider."""
@@ -29,8 +30,7 @@ class SelfProductInStrips(SelfProduct):
     def _strip(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         """Return the products of a strip whose inner edge has one row too many, its outer edge ``padding``."""
         maps = self.pointwise(self.norm(x.permute(0, 2, 3, 1)).to(self.pointwise.weight.dtype))
-        padded = F.pad(maps, (0, 0, *padding))
-        return self.of(F.conv2d(padded, self.depthwise.weight, padding=(0, 1), groups=self.depthwise.groups))
+        return self.of(self.depthwise(F.pad(maps, (0, 0, *padding))))
 
 
 class ChannelsSecond(nn.Module):

@@ -46,6 +46,9 @@ def build(
     optimization_level: Annotated[
         int | None, typer.Option(help="0 (fast build) to 5 (slow build); tensorrt only.", show_default=False)
     ] = None,
+    aux_streams: Annotated[
+        int, typer.Option(help="Streams beside the main one; more may be faster on small images and cost memory.")
+    ] = 0,
     accept: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -100,6 +103,7 @@ def build(
         timing_cache=timing_cache,
         workspace_bytes=None if workspace is None else round(workspace * 1e9),
         optimization_level=optimization_level,
+        aux_streams=aux_streams,
         verbose=verbose,
     )
     if verbose:

@@ -38,6 +38,12 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return found
 
 
+def test_streams_beside_the_main_one_are_asked_for(exported: Exported, tmp_path: Path) -> None:
+    build = engine_from_onnx(exported(), tmp_path / "e.engine", dataclasses.replace(RTX, aux_streams=2)).build
+    assert build is not None
+    assert build.settings["aux_streams"] == 2
+
+
 @pytest.mark.parametrize(("precision", "dynamic"), [("fp32", False), ("fp16", False), ("fp16", True)])
 def test_builds_an_engine_with_its_manifest(exported: Exported, tmp_path: Path, precision: str, dynamic: bool) -> None:
     graph, engine = exported(precision, dynamic=dynamic), tmp_path / "small.engine"
@@ -57,6 +63,7 @@ def test_builds_an_engine_with_its_manifest(exported: Exported, tmp_path: Path, 
     assert build.version == manifest.versions["tensorrt-rtx"]
     assert build.settings["strongly_typed"] is True
     assert build.settings["tf32"] is False
+    assert build.settings["aux_streams"] == 0
     assert ("profile" in build.settings) is dynamic
     height, width = manifest.contract.sizes.maximum
     assert build.activation_memory_bytes > 16 * height * width, "at least one feature map of 16 channels"

@@ -28,6 +28,7 @@ def test_no_targets(text: str | None) -> None:
         ({"targets": ("ada",)}, "'ada' is no compute capability"),
         ({"targets": ("sm86", "sm86")}, "named twice"),
         ({"workspace_bytes": 0}, "workspace"),
+        ({"aux_streams": -1}, "--aux-streams 0 or more"),
         ({"optimization_level": 6}, "optimization level 6 does not exist"),
     ],
 )
