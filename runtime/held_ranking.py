@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -70,6 +71,8 @@ class HeldRanking:
             raise InputError(f"every={every}: channels are ranked on every frame at most", "use 1 or more")
         self.ranker, self.between, self.every = ranker, between, every
         self.device = ranker.device
+        # Both share the device: as many frames are in work at a time as one of them alone would take.
+        self._free = threading.Semaphore(ranker.contexts)
 
     def stream(self, frames: Iterable[Item], color: Color = "auto", *, ahead: int | None = None) -> Iterator[Outcome]:
         """Yield an :class:`Outcome` per frame, in order; everything as :meth:`Fuser.stream` has it.
@@ -118,7 +121,9 @@ class HeldRanking:
     def _fuse_and_rank(self, decided: Future[Decisions], color: Color, frame: Item) -> Fused:
         """Fuse a frame and hand its decisions on."""
         try:
-            fused, decisions = self.ranker.ranked(*images_of(frame), color)
+            images = images_of(frame)
+            with self._free:
+                fused, decisions = self.ranker.ranked(*images, color)
         except BaseException as error:  # whoever waits must learn of anything that went wrong
             decided.set_exception(error)
             raise
@@ -128,4 +133,6 @@ class HeldRanking:
     def _fuse_as_decided(self, decided: Future[Decisions], color: Color, frame: Item) -> Fused:
         """Fuse a frame with an earlier frame's decisions."""
         images = images_of(frame)
-        return self.between.given(*images, decided.result(), color)
+        decisions = decided.result()
+        with self._free:
+            return self.between.given(*images, decisions, color)

@@ -33,17 +33,35 @@ def taking(contract: Contract) -> Contract:
     return dataclasses.replace(contract, decision_inputs=(ORDER, MASK))
 
 
+class Running:
+    """How many are at work, and the most that ever were."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *details: object) -> None:
+        with self.lock:
+            self.now -= 1
+
+
 class Ranker:
     """Gives the infrared image back; its level is the decision. Spies on the levels that it ranks."""
 
     device = "spy"
 
-    def __init__(self, seen: list[int]) -> None:
-        self.seen = seen
+    def __init__(self, seen: list[int], running: Running | None = None) -> None:
+        self.seen, self.running = seen, running or Running()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         level = round(float(inputs["infrared"].flat[0]) * 255)
-        time.sleep(0.01)  # long enough for the frames behind it to come and wait
+        with self.running:
+            time.sleep(0.01)  # long enough for the frames behind it to come and wait
         self.seen.append(level)
         return {
             "fused": inputs["infrared"],
@@ -52,7 +70,7 @@ class Ranker:
         }
 
     def another(self) -> Ranker:
-        return Ranker(self.seen)
+        return Ranker(self.seen, self.running)
 
     def close(self) -> None:
         pass
@@ -63,17 +81,19 @@ class Taker:
 
     device = "spy"
 
-    def __init__(self, seen: list[tuple[int, int]]) -> None:
-        self.seen = seen
+    def __init__(self, seen: list[tuple[int, int]], running: Running | None = None) -> None:
+        self.seen, self.running = seen, running or Running()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         decided = int(inputs["scpm.order"][0, 0])
         assert inputs["tcpm1.keep"].all() == (decided % 2 == 0)
+        with self.running:
+            time.sleep(0.002)
         self.seen.append((round(float(inputs["infrared"].flat[0]) * 255), decided))
         return {"fused": np.full_like(inputs["infrared"], decided / 255)}
 
     def another(self) -> Taker:
-        return Taker(self.seen)
+        return Taker(self.seen, self.running)
 
     def close(self) -> None:
         pass
@@ -88,13 +108,14 @@ def frame(level: int) -> tuple[np.ndarray, np.ndarray]:
 def test_which_frames_are_ranked(make: Any, every: int, count: int, contexts: int) -> None:
     ranked: list[int] = []
     taken: list[tuple[int, int]] = []
-    contract = make.tensor_contract()
-    ranker = Fuser(Ranker(ranked), ranking(contract), contexts=contexts)
-    between = Fuser(Taker(taken), taking(contract), contexts=contexts)
+    contract, running = make.tensor_contract(), Running()
+    ranker = Fuser(Ranker(ranked, running), ranking(contract), contexts=contexts)
+    between = Fuser(Taker(taken, running), taking(contract), contexts=contexts)
     with HeldRanking(ranker, between, every) as held:
         fused = [int(outcome.result()[0, 0]) for outcome in held.stream(frame(number) for number in range(count))]
     last = [number - number % every for number in range(count)]
     assert fused == last  # in order, each with its decisions
+    assert running.most <= contexts  # a frame of one graph does not push in beside those of the other
     assert sorted(ranked) == sorted(set(last))
     assert sorted(taken) == [(number, last[number]) for number in range(count) if number != last[number]]
 
