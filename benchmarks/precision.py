@@ -1,12 +1,14 @@
 """FP16 with and without a calibration against FP32: numerics, decisions, both together, beside TF32's flips.
 
-python -m benchmarks.precision [--cases shipped full full-ranks] [--size whole | 128x160] [--pairs 3] [--data msrs ...]
+python -m benchmarks.precision [--cases shipped full full-ranks] [--size whole | 128x160] [--pairs 3 | all]
+    [--data msrs ...] [--stress 480x640 ...] [--forms calibrated]
 
 ``full``, ``full-ranks``, ``reduced`` and ``reduced-ranks`` are the golden recipes of ../shared; ``shipped`` are the
 tiny weights of this package. Measured on test pairs of ../shared/data, whole or their centres. The graphs are the
 exporter's own; half precision is emulated edge by edge on the CPU (``export/accuracy/half_graph.py``), not run on a
 GPU. The calibration uses RoadScene, LLVIP and Harvard training pairs, none of them in a test set. Each pair is added to
-benchmarks/results/precision.json when it is done; what is there already is not measured again.
+benchmarks/results/precision.json when it is done; what is there already is not measured again, so a run that was
+stopped goes on, and ``--afresh`` forgets what the named cases have.
 """
 
 from __future__ import annotations
@@ -55,12 +57,12 @@ CALIBRATION_SETS = {"roadscene": 3, "llvip": 3, "harvard/pet_mri": 1, "harvard/c
 """How many training pairs of each set: eight, as many as a calibration keeps crops of."""
 
 
-def pairs_of(name: str, split: str, count: int) -> list[Pair]:
-    """Return evenly spaced pairs of one data set's split, named after the set."""
+def pairs_of(name: str, split: str, count: int | None) -> list[Pair]:
+    """Return evenly spaced pairs of one data set's split, or all of them, named after the set."""
     folder, (first, second) = SHARED / "data" / name, SETS[name]
     members = set((folder / f"{split}.txt").read_text().split())
     found = [pair for pair in find_pairs(folder / first, folder / second) if pair.name in members]
-    places = np.unique(np.linspace(0, len(found) - 1, count).round().astype(int))
+    places = np.unique(np.linspace(0, len(found) - 1, count or len(found)).round().astype(int))
     return [Pair(name=f"{name} {found[i].name}", first=found[i].first, second=found[i].second) for i in places]
 
 
@@ -79,13 +81,13 @@ def cropped(pairs: Sequence[Pair], size: tuple[int, int] | None, folder: Path) -
     return made
 
 
-def stress_pairs(folder: Path) -> list[Pair]:
+def stress_pairs(folder: Path, size: tuple[int, int]) -> list[Pair]:
     """Write images that are hard on half: flat, empty but for a pixel, 16 bits stretched from a few levels, noise."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(5)
-    black = np.zeros((480, 640), np.uint8)
+    black = np.zeros(size, np.uint8)
     pixel = black.copy()
-    pixel[200, 300] = 255
+    pixel[size[0] // 2, size[1] // 2] = 255
     ramp = np.linspace(31000, 31900, black.size).reshape(black.shape)
     planes = {
         "black": black,
@@ -98,7 +100,7 @@ def stress_pairs(folder: Path) -> list[Pair]:
     for name, plane in planes.items():
         path = folder / f"{name}.png"
         write_image(path, plane.astype(np.uint8)) if plane.dtype == np.uint8 else cv2.imwrite(str(path), plane)
-        made.append(Pair(name=f"stress {name}", first=path, second=path))
+        made.append(Pair(name=f"stress {name} {size[0]}x{size[1]}", first=path, second=path))
     return made
 
 
@@ -129,7 +131,7 @@ def figures(pair: PairAccuracy, backend: EmulatedBackend) -> dict[str, Any]:
 class Case:
     """One network, exported in every form."""
 
-    def __init__(self, name: str, size: tuple[int, int] | None, folder: Path) -> None:
+    def __init__(self, name: str, size: tuple[int, int] | None, forms: Sequence[str], folder: Path) -> None:
         """Calibrate and export."""
         self.checkpoint = load_checkpoint(TINY) if name == "shipped" else golden_checkpoint(name, folder)
         assert self.checkpoint.text is not None
@@ -140,7 +142,7 @@ class Case:
         calibrate(self.checkpoint, None, cropped(real, size, folder / "train"), size or (480, 640)).write(saved)
         self.seconds = {"calibrate": round(time.process_time() - start, 1)}
         self.paths = {}
-        for form in FORMS:
+        for form in forms:
             start = time.process_time()
             self.paths[form] = folder / f"{form}.onnx"
             calibration = saved if form == "calibrated" else None
@@ -200,23 +202,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["shipped", "full", "full-ranks"])
     parser.add_argument("--size", default="whole", help="HEIGHTxWIDTH of centre crops, or whole")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of each data set")
-    parser.add_argument("--stress", action="store_true", help="add drawn images that are hard on half")
+    parser.add_argument("--pairs", default="3", help="how many test pairs of each data set, or all")
+    parser.add_argument("--stress", nargs="*", default=[], help="HEIGHTxWIDTH of drawn images that are hard on half")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--afresh", action="store_true", help="measure again what the result file has of these cases")
     parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument("--data", nargs="+", default=["msrs", "roadscene", "harvard/pet_mri"])
+    parser.add_argument("--data", nargs="*", choices=SETS, default=["msrs", "roadscene", "harvard/pet_mri"])
     arguments = parser.parse_args()
     size = None if arguments.size == "whole" else parse_size(arguments.size)
-    pairs = [pair for name in arguments.data for pair in pairs_of(name, "test", arguments.pairs)]
+    count = None if arguments.pairs == "all" else int(arguments.pairs)
+    pairs = [pair for name in arguments.data for pair in pairs_of(name, "test", count)]
     drawn = tempfile.TemporaryDirectory()
-    if arguments.stress:
-        pairs += stress_pairs(Path(drawn.name) / "stress")
+    for sides in arguments.stress:
+        pairs += stress_pairs(Path(drawn.name) / sides, parse_size(sides))
     for name in arguments.cases:
         key = f"{name} {arguments.size}"
+        if arguments.afresh:
+            write_record(
+                {other: entry for other, entry in known(arguments.result).items() if other != key}, arguments.result
+            )
         done = known(arguments.result).get(key, {"pairs": {}})["pairs"]
         if all(pair.name in done for pair in pairs):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            case = Case(name, size, Path(folder))
+            case = Case(name, size, arguments.forms, Path(folder))
             for pair in cropped(pairs, size, Path(folder) / "test"):
                 if pair.name in done:
                     continue
@@ -225,7 +234,7 @@ def main() -> None:
                 shown = " ".join(
                     f"{form}: {shown_db(found[form]['numerics'])} numerics, "
                     f"{shown_db(found[form]['together'])} both, {found[form]['flips']} flips;"
-                    for form in FORMS
+                    for form in arguments.forms
                 )
                 tf32 = found["tf32"]
                 print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -115,7 +115,7 @@ class DeployNetwork(nn.Module):
         self.encode: Encoders | None = None
         self.decode: nn.Module | None = None
         self.wide_streams = False
-        """Whether the level-1 streams stay float32 when the maps are half, because half has no room for them."""
+        """Whether the encoders read float32 streams when the maps are half; their first blocks narrow what follows."""
 
     @property
     def map_dtype(self) -> torch.dtype:
@@ -173,18 +173,37 @@ FRONT_END = ("embed_visible", "embed_infrared", "pruning", "expand", "modulate_v
 """The parts of the network whose maps stay float32."""
 
 
-def use_half_maps(deploy: DeployNetwork) -> None:
+def use_half_maps(deploy: DeployNetwork, wide: Collection[nn.Module] = ()) -> None:
     """Turn every convolution behind the front end to FP16; change nothing else.
 
     The front end (embeddings, pruning, modulation), layer norms, squeeze layers and temperatures keep float32: a
     few thousand numbers and everything that is ranked. Each layer widens a half map itself before it takes
     statistics (``upfusion.model.layers.widen``).
+
+    Paired encoders read the front end's streams in float32, and their first block narrows its norm's result and its
+    first sum. Where an image is flat, as half of a medical one is, the rounding errors of a map are one error and no
+    noise, and no other rounding moved what level 3 ranks as much as that of these streams. Encoders that run one after
+    the other are chosen for their memory, and read half streams.
+
+    Args:
+        deploy: changed in place.
+        wide: residual blocks whose stream half cannot hold; the first ones then read float32, and go on in it.
     """
     for conv in half_convolutions(deploy).values():
         conv.half()
     for perturb in deploy.network.perturbations:
         if isinstance(perturb.attention, SelectiveAttention):
             perturb.attention.output_scale.data = perturb.attention.output_scale.data.half()
+    first = first_blocks(deploy)
+    deploy.wide_streams = deploy.encode is not None or any(block in wide for block in first)
+    for block in first:
+        if deploy.wide_streams and block not in wide:
+            for part in ("norm_attention", "between"):
+                block.get_submodule(part).register_forward_hook(_narrowed)
+
+
+def _narrowed(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.half()
 
 
 def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
@@ -195,6 +214,13 @@ def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
         inside -= {*getattr(perturb.attention, "deciding", ())}
     named = deploy.named_modules()
     return {name: module for name, module in named if isinstance(module, nn.Conv2d) and module in inside}
+
+
+def first_blocks(deploy: DeployNetwork) -> list[nn.Module]:
+    """Return the first block of the encoders, or of each encoder: what reads the front end's streams."""
+    network = deploy.network
+    encoders = [deploy.encode.levels] if deploy.encode else [network.encoders_visible, network.encoders_infrared]
+    return [next(levels[0].children()) for levels in encoders]
 
 
 def blocks_at(deploy: DeployNetwork, level: int) -> tuple[list[RestormerBlock], list[RestormerBlock]]:

@@ -252,7 +252,7 @@ def half_precision(deploy: DeployNetwork, calibration: Calibration | None, contr
         ]
     else:
         report = to_half(deploy, samples_of(calibration), calibrated=True)
-        notes = [f"half precision follows the calibration: the biases of {report.corrected} convolutions are fitted"]
+        notes = [f"half precision follows the calibration: {report.corrected} convolutions are fitted to its crops"]
     notes.append(f"{report.half} convolutions in half; the largest value of their maps was {report.largest:.4g}")
     if report.wide:
         notes.append("float32 where half has no room: " + ", ".join(report.wide))

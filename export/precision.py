@@ -5,8 +5,9 @@
 - a power of two folded into weights where a map would leave half's range and the function allows it
   (:func:`fold_scales`, on the trained network, before any rewrite);
 - float32 where a map would still leave the range (:func:`to_half`);
-- a bias that makes every layer's channel means, in half, those of float32 (:func:`to_half`): weights are rounded
-  once and for all, so their error is no noise that averages out over the pixels but a shift of the whole map.
+- weights rounded so that their errors cancel for real inputs (``upfusion.export.rounding``), and a bias that makes
+  every layer's channel means, in half, those of float32 (:func:`to_half`): weights are rounded once and for all, so
+  their error is no noise that averages out over the pixels but a shift of the whole map.
 
 The measurements run on the calibration's sample crops and on whatever form the rewrites have made: layers are found
 as modules, not by the names of the trained network.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, half_convolutions, use_half_maps
 from upfusion.export.rewrites.channels_last import ChannelsLastBlock, ChannelsLastNorm
+from upfusion.export.rounding import round_conv
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import imposing
 from upfusion.model.layers import ChannelAttention, GatedFeedForward, RestormerBlock
@@ -59,7 +61,7 @@ class HalfReport:
     wide: tuple[str, ...]
     """Convolutions and residual blocks that stay float32 because half could not hold their values."""
     corrected: int
-    """Convolutions whose bias was fitted."""
+    """Convolutions whose weights and bias were fitted."""
     largest: float
     """Largest value seen in a half map."""
 
@@ -138,20 +140,22 @@ def to_half(deploy: DeployNetwork, samples: Samples, *, calibrated: bool) -> Hal
     Args:
         deploy: any form that ``use_half_maps`` takes, in float32; changed in place.
         samples: real crops of a calibration, or synthetic images without one.
-        calibrated: whether the samples are real; if not, the ranges get more headroom and no bias is fitted.
+        calibrated: whether the samples are real; if not, the ranges get more headroom, weights are rounded to nearest
+            and no bias is fitted.
     """
     sites = half_convolutions(deploy)
     blocks = {name: module for name, module in deploy.named_modules() if isinstance(module, BLOCKS)}
     seen = Observed()
     with torch.no_grad(), seen.watching(sites, blocks):
         _, decisions = deploy.with_decisions(*samples)
-    use_half_maps(deploy)
+    exact = {name: _exact(conv) for name, conv in sites.items()}
     limit = LARGEST_HALF / (HEADROOM if calibrated else UNSEEN_HEADROOM)
-    wide = _keep_wide(sites, blocks, seen, limit)
-    deploy.wide_streams = not wide.isdisjoint(blocks)
+    wide = {name for name in (*sites, *blocks) if not seen.largest[name] <= limit}
+    use_half_maps(deploy, [blocks[name] for name in wide & blocks.keys()])
+    _keep_wide(sites, blocks, wide)
     narrow = {name: module for name, module in sites.items() if name not in wide}
     if calibrated:
-        _centre(deploy, narrow, blocks, seen, samples, decisions)
+        _fit(deploy, narrow, exact, blocks, seen, samples, decisions)
     kept = [largest for name, largest in seen.largest.items() if name not in wide]
     return HalfReport(
         half=len(narrow),
@@ -216,11 +220,8 @@ def stream_means(norm: nn.Module, stream: Tensor) -> Tensor:
     return channel_means(stream.permute(0, 3, 1, 2) if isinstance(norm, ChannelsLastNorm) else stream)
 
 
-def _keep_wide(
-    sites: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module], seen: Observed, limit: float
-) -> set[str]:
-    """Return the layers whose values pass the limit, after turning them to float32 with casts around them."""
-    wide = {name for name in (*sites, *blocks) if not seen.largest[name] <= limit}
+def _keep_wide(sites: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module], wide: Set[str]) -> None:
+    """Turn the layers of these names back to float32, with casts around them."""
     if wide:
         for name, conv in sites.items():
             if name in wide:
@@ -228,7 +229,6 @@ def _keep_wide(
             conv.register_forward_pre_hook(_to_weight_type)
         for name in wide & blocks.keys():
             blocks[name].register_forward_pre_hook(_to_float)
-    return wide
 
 
 def _to_weight_type(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -241,19 +241,21 @@ def _to_float(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return tuple(arg.float() for arg in args)
 
 
-def _centre(
+def _fit(
     deploy: DeployNetwork,
     sites: Mapping[str, nn.Conv2d],
+    exact: Mapping[str, tuple[Tensor, Tensor]],
     blocks: Mapping[str, nn.Module],
     seen: Observed,
     samples: Samples,
     decisions: Mapping[str, Tensor],
 ) -> None:
-    """Give each half convolution the bias that makes its channel means those of float32.
+    """Round each half convolution's weights by its inputs, with the bias that makes its channel means those of float32.
 
-    One pass in emulated half, layer after layer: each layer's inputs are centred already. A convolution that two
-    streams share is centred on the first. The last convolution of a residual block also takes over what the stream
-    it is added to is off by: what attention matrices and sums add has no bias of its own.
+    ``exact`` holds weights and biases before they were rounded. One pass in emulated half, layer after layer: each
+    layer's inputs are what the rounded layers before it make, and centred already. A convolution that two streams
+    share is fitted to the first. The last convolution of a residual block also takes over what the stream it is added
+    to is off by: what attention matrices and sums add has no bias of its own.
     """
     debts: dict[nn.Module, Tensor] = {}
 
@@ -263,15 +265,16 @@ def _centre(
 
         return measure
 
-    def centred(name: str, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    def fitted(name: str, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            """Fit the bias before the result is rounded: a shift below the rounding step would get lost after it."""
-            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.float()
-            wide = F.conv2d(x.float(), conv.weight.float(), bias, padding=conv.padding, groups=conv.groups)
+            """Fit to the result before it is rounded: a shift below the rounding step would get lost after it."""
             if name in wanted:
+                weight, bias = exact[name]
+                wide = F.conv2d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups)
                 shift = wanted.pop(name) - channel_means(wide) + debts.get(conv, 0.0)
-                conv.bias = nn.Parameter((bias + shift).to(conv.weight.dtype), requires_grad=False)
-                wide += (conv.bias - bias)[:, None, None]
+                round_conv(conv, weight, bias + shift.float(), x)
+            assert conv.bias is not None
+            wide = F.conv2d(x.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding, groups=conv.groups)
             return wide.to(x.dtype)
 
         return forward
@@ -279,7 +282,7 @@ def _centre(
     wanted = {name: seen.means[name] for name in sites}
     with ExitStack() as stack:
         for name, conv in sites.items():
-            conv.forward = centred(name, conv)  # type: ignore[method-assign]
+            conv.forward = fitted(name, conv)  # type: ignore[method-assign]
             stack.callback(delattr, conv, "forward")
         for name, block in blocks.items():
             last = [module for module in block.feed_forward.modules() if isinstance(module, nn.Conv2d)][-1]
@@ -288,6 +291,12 @@ def _centre(
         stack.enter_context(imposing(deploy.network, decisions))
         stack.enter_context(HalfArithmetic())
         deploy(*samples)
+
+
+def _exact(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return copies of a convolution's weight and bias, float32."""
+    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+    return conv.weight.detach().clone(), bias
 
 
 def _stream(block: str) -> str:

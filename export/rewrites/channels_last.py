@@ -38,12 +38,13 @@ class ChannelsLastBlock(nn.Module):
         assert isinstance(block.norm_feed_forward, Standardize)
         self.norm_attention = ChannelsLastNorm(block.norm_attention)
         self.attention = block.attention
+        self.between = block.between
         self.norm_feed_forward = ChannelsLastNorm(block.norm_feed_forward)
         self.feed_forward = block.feed_forward
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, streams * C) to the same shape."""
-        x = x + self.attention(self.norm_attention(x)).permute(0, 2, 3, 1)
+        x = self.between(x + self.attention(self.norm_attention(x)).permute(0, 2, 3, 1))
         out: Tensor = self.feed_forward(self.norm_feed_forward(x), onto=x.permute(0, 3, 1, 2))
         return out.permute(0, 2, 3, 1)
 

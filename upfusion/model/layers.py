@@ -127,18 +127,22 @@ class GatedFeedForward(nn.Module):
 
 
 class RestormerBlock(nn.Module):
-    """Attention, then feed-forward, each on a layer norm of its input and added to it."""
+    """Attention, then feed-forward, each on a layer norm of its input and added to it.
+
+    ``between`` is an identity for forward hooks: the stream behind the attention.
+    """
 
     def __init__(self, channels: int, heads: int, expansion: float) -> None:
         super().__init__()
         self.norm_attention = LayerNorm2d(channels)
         self.attention = ChannelAttention(channels, heads)
+        self.between = nn.Identity()
         self.norm_feed_forward = LayerNorm2d(channels)
         self.feed_forward = GatedFeedForward(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        x = x + self.attention(self.norm_attention(x))
+        x = self.between(x + self.attention(self.norm_attention(x)))
         return x + self.feed_forward(self.norm_feed_forward(x))
 
 
