@@ -26,6 +26,11 @@ delivers the value, and beyond it the needless products between heads would cost
 """
 
 
+MOST_JOINT_HEADS = 2
+"""Perturbation modules of so many heads are multiplied whole: each head's cosines are cut out by a node of its own, and
+where there are more heads the maps are too small for that to pay."""
+
+
 class ChannelsLastAttention(nn.Module):
     """MDTA whose queries and keys are one map that is multiplied with itself."""
 
@@ -82,20 +87,23 @@ class ChannelsLastAttention(nn.Module):
 
 
 class QueryKeyCosines(nn.Module):
-    """Cosines of one head's queries and keys, float32, from their map multiplied with itself."""
+    """Cosines of queries and keys, float32, from their map multiplied with itself."""
 
     def __init__(self, attention: JointSelectiveAttention, band_rows: int) -> None:
         """Take over the attention's convolutions; ``band_rows`` divides the map's height."""
         super().__init__()
         self.query_key_product = SelfProduct(attention.to_query_key, attention.query_key_depthwise, band_rows)
-        self.channels = attention.to_query_key.out_channels // 2
-        self.diagonal = frozen(torch.eye(2 * self.channels), attention.temperature)
+        channels = attention.to_query_key.out_channels
+        self.diagonal = frozen(torch.eye(channels), attention.temperature)
         self.floor = frozen(torch.tensor(NORM_FLOOR**2), attention.temperature)
+        starts = range(0, channels // 2, channels // 2 // attention.heads)
+        self.queries = [slice(start, start + starts.step) for start in starts]
+        self.keys = [slice(part.start + starts.stop, part.stop + starts.stop) for part in self.queries]
 
     def forward(self, both: Tensor) -> Tensor:
-        """Map query and source (B, 2C, H, W) to the cosines (B, 1, c, c)."""
+        """Map query and source (B, 2C, H, W) to the cosines (B, heads, c, c)."""
         found = cosines(self.query_key_product(both), self.diagonal, self.floor)
-        return found[:, None, : self.channels, self.channels :]
+        return torch.stack([found[:, q, k] for q, k in zip(self.queries, self.keys, strict=True)], 1)
 
 
 class SelfProduct(nn.Module):
@@ -163,8 +171,8 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
 
     Heads, and streams that are paired, are told apart by a mask in front of the softmax: their channels are multiplied
     with each other for nothing. So this is done where maps are largest and channels few (:data:`MOST_RANKED`).
-    The perturbation module at full resolution, whose queries and keys stay float32 and are one map after
-    join_query_key, is multiplied so too.
+    Perturbation modules of few heads (:data:`MOST_JOINT_HEADS`), whose queries and keys stay float32 and are one map
+    after join_query_key, are multiplied so too.
     Needs: normalize_gram, merge_attention_output, fold_norm_scale.
     """
     done = 0
@@ -174,11 +182,12 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
                 # A full-resolution height is a multiple of 8, and halves from level to level.
                 block.attention = ChannelsLastAttention(block.attention, band_rows=8 >> level)
                 done += 1
-    decides = deploy.network.perturbations[0].attention
-    joint = isinstance(decides, JointSelectiveAttention) and isinstance(decides.similarity, NormalizedGram)
-    if joint and decides.heads == 1 and decides.cosines is None:
-        decides.cosines = QueryKeyCosines(decides, band_rows=8)
-        done += 1
+    for level, perturb in enumerate(deploy.network.perturbations):
+        decides = perturb.attention
+        joint = isinstance(decides, JointSelectiveAttention) and isinstance(decides.similarity, NormalizedGram)
+        if joint and decides.cosines is None and decides.heads <= MOST_JOINT_HEADS:
+            decides.cosines = QueryKeyCosines(decides, band_rows=8 >> level)
+            done += 1
     return RewriteReport("attend_channels_last", done)
 
 

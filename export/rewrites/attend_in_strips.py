@@ -1,4 +1,4 @@
-"""Queries and keys made in two strips of rows."""
+"""Queries and keys made in strips of rows."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from upfusion.export.rewrites.channels_last import ChannelsLastBlock, ChannelsLa
 from upfusion.export.rewrites.fold_norm_scale import Standardize
 from upfusion.export.rewrites.report import RewriteReport
 
+STRIPS = 4
+"""Heights are multiples of 8, so each strip still has two rows at least."""
+
 
 class SelfProductInStrips(SelfProduct):
-    """The products of a map that is standardised and made half by half."""
+    """The products of a map that is standardised and made strip by strip."""
 
     def __init__(self, whole: SelfProduct, norm: ChannelsLastNorm) -> None:
         """Take over the convolutions and the norm in front of them."""
-        super().__init__(whole.pointwise, whole.depthwise, whole.band_rows // 2)
+        super().__init__(whole.pointwise, whole.depthwise, whole.band_rows // STRIPS)
         self.norm = norm
         self.depthwise.padding = (0, 1)  # a strip brings the rows above and below with it
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), not standardised, to (B, c, c), float32 or wider."""
-        rows = x.shape[2] // 2
-        upper = self._strip(x[:, :, : rows + 1], (1, 0))
-        return upper + self._strip(x[:, :, rows - 1 :], (0, 1))
+        last, rows = x.permute(0, 2, 3, 1), x.shape[2] // STRIPS
+        upper = self._strip(last[:, : rows + 1], padding=(1, 0))
+        inner = [self._strip(last[:, i * rows - 1 : (i + 1) * rows + 1], padding=(0, 0)) for i in range(1, STRIPS - 1)]
+        lower = self._strip(last[:, (STRIPS - 1) * rows - 1 :], padding=(0, 1))
+        return sum(inner, upper) + lower
 
     def _strip(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        """Return the products of a strip whose inner edge has one row too many, its outer edge ``padding``."""
-        maps = self.pointwise(self.norm(x.permute(0, 2, 3, 1)).to(self.pointwise.weight.dtype))
+        """Return the products of a strip (B, rows, W, C) with one row too many at each edge but the image's own."""
+        maps = self.pointwise(self.norm(x).to(self.pointwise.weight.dtype))
         return self.of(self.depthwise(F.pad(maps, (0, 0, *padding))))
 
 
@@ -42,15 +47,15 @@ class ChannelsSecond(nn.Module):
 
 
 def attend_in_strips(deploy: DeployNetwork) -> RewriteReport:
-    """Make the queries and keys of the upper half of the rows, then those of the lower half, at full resolution.
+    """Make queries and keys at full resolution in strips, one after the other.
 
-    With X_1 and X_2 the rows of pixels of both halves, each made from its half of the input and one row beyond::
+    With X_i the rows of pixels of strip i, made from the same rows of the input and one more above and below::
 
-        X^T X  =  X_1^T X_1 + X_2^T X_2
+        X^T X  =  sum_i X_i^T X_i
 
-    The maps of queries and keys are the widest that remain when the feed-forward is grouped; this halves them. Each
-    strip is standardised by itself, so that the standardised map need not live beside them, and again for the
-    values. One row is computed twice.
+    The maps of queries and keys are the widest that remain when the feed-forward is grouped; this leaves a quarter of
+    them. Each strip is standardised by itself, so that the standardised map need not live beside them, and again for
+    the values. The rows at the cuts are computed twice.
     Needs: attend_channels_last, channels_last; for the perturbation module, join_query_key.
     """
     done = 0
