@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic
+from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic, not_emulated
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, half_convolutions, use_half_maps
 from upfusion.export.rewrites.channels_last import ChannelsLastBlock, ChannelsLastNorm
@@ -272,7 +272,8 @@ def _fit(
                 weight, bias = exact[name]
                 wide = F.conv2d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups)
                 shift = wanted.pop(name) - channel_means(wide) + debts.get(conv, 0.0)
-                round_conv(conv, weight, bias + shift.float(), x)
+                with not_emulated():  # a step for each input of a layer, on wide numbers only
+                    round_conv(conv, weight, bias + shift.float(), x)
             assert conv.bias is not None
             wide = F.conv2d(x.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding, groups=conv.groups)
             return wide.to(x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from upfusion.arithmetic import HalfArithmetic, Tf32Convolutions, to_tf32
+from upfusion.arithmetic import HalfArithmetic, Tf32Convolutions, not_emulated, to_tf32
 
 
 def test_every_half_result_is_rounded_once_and_sums_stay_wide():
@@ -43,6 +43,16 @@ def test_float32_is_left_alone():
     with HalfArithmetic():
         got = F.conv2d(x, weight)
     assert torch.equal(got, F.conv2d(x, weight))
+
+
+def test_an_emulation_can_be_left_for_a_while():
+    seen: list[float] = []
+    with HalfArithmetic(lambda values: seen.append(float(values.max()))):
+        with not_emulated():
+            torch.ones(3).half() * 2
+        assert seen == []
+        torch.ones(3).half() * 2
+    assert seen == [2.0]
 
 
 def test_tf32_keeps_ten_bits_to_nearest_even():
