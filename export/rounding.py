@@ -47,8 +47,9 @@ def input_likeness(x: Tensor, kernel: int, groups: int) -> Tensor:
     height, width = x.shape[-2:]
     places = torch.linspace(0, height * width - 1, min(POSITIONS, height * width)).long()
     padded = F.pad(x.float(), (kernel // 2,) * 4)
-    shifted = [padded[..., dy : dy + height, dx : dx + width] for dy in range(kernel) for dx in range(kernel)]
-    seen = torch.stack([each.flatten(2)[..., places] for each in shifted], dim=2)  # (B, C, taps, places)
+    corners = places // width * padded.shape[-1] + places % width  # of each place's window, in the padded map
+    taps = [dy * padded.shape[-1] + dx for dy in range(kernel) for dx in range(kernel)]
+    seen = torch.stack([padded.flatten(2)[..., corners + tap] for tap in taps], dim=2)  # (B, C, taps, places)
     seen = seen.reshape(len(x), groups, -1, len(places)).permute(1, 2, 0, 3).flatten(2)
     seen = torch.cat([torch.ones_like(seen[:, :1]), seen], dim=1)
     return (seen @ seen.mT / seen.shape[-1]).double()
