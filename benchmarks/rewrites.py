@@ -76,16 +76,27 @@ def spell_out(deploy: DeployNetwork) -> None:
                 setattr(parent, name, SpelledNorm(child))
 
 
-def export(network: FusionNetwork, text: TextFeatures, form: str, options: ExportOptions, path: Path) -> float:
-    """Write one form without comparing it (the tests do); return the seconds it took."""
+def export(
+    network: FusionNetwork,
+    text: TextFeatures,
+    names: tuple[str, ...],
+    options: ExportOptions,
+    path: Path,
+    *,
+    spelled_out: bool = False,
+) -> float:
+    """Write one set of rewrites without comparing it (the tests do); return the seconds it took.
+
+    ``spelled_out``: with the norms and selections of the reference form.
+    """
     start = time.perf_counter()
     deploy = fix_text(network, text)[0]
     taken = deploy_module.take_channels
-    if form == "paper":
+    if spelled_out:
         spell_out(deploy)
         deploy_module.take_channels = pruning.take_channels = gather_elements
     try:
-        apply_rewrites(deploy, FORMS[form])
+        apply_rewrites(deploy, names)
         if options.precision == "fp16":
             use_half_maps(deploy)
         contract = contract_of(options)
@@ -152,7 +163,7 @@ def main() -> None:
             options = ExportOptions(precision=precision, sizes=parse_sizes(arguments.size))
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "graph.onnx"
-                seconds = export(network, text, form, options, path)
+                seconds = export(network, text, FORMS[form], options, path, spelled_out=form == "paper")
                 figures = {"export_seconds": round(seconds, 1), **counted(path)}
                 if arguments.engines and precision == "fp16":
                     figures["engine"] = built(path, options)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import rewrites as forms
 from benchmarks.circumstances import circumstances
+from benchmarks.rewrites import built, counted, export
 from upfusion.bench.report import write_record
 from upfusion.cli.sizes import parse_sizes
 from upfusion.config import PRESETS
@@ -63,11 +63,10 @@ def float64_errors(network: FusionNetwork, names: tuple[str, ...]) -> dict[str, 
 
 def measured(network: FusionNetwork, names: tuple[str, ...], options: ExportOptions) -> dict[str, object]:
     """Return the counts of the FP16 graph of a set of rewrites, and what TensorRT-RTX reports of its engine."""
-    forms.FORMS["set"] = names
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        forms.export(network, stand_in_text(), "set", options, path)
-        figures = forms.counted(path) | {"engine": forms.built(path, options)}
+        export(network, stand_in_text(), names, options, path)
+        figures = counted(path) | {"engine": built(path, options)}
     return {name: figures[name] for name in KEPT}
 
 

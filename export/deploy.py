@@ -218,9 +218,7 @@ def half_convolutions(deploy: DeployNetwork) -> dict[str, nn.Conv2d]:
 
 def first_blocks(deploy: DeployNetwork) -> list[nn.Module]:
     """Return the first block of the encoders, or of each encoder: what reads the front end's streams."""
-    network = deploy.network
-    encoders = [deploy.encode.levels] if deploy.encode else [network.encoders_visible, network.encoders_infrared]
-    return [next(levels[0].children()) for levels in encoders]
+    return [next(levels[0].children()) for levels in _encoders(deploy)]
 
 
 def blocks_at(deploy: DeployNetwork, level: int) -> tuple[list[RestormerBlock], list[RestormerBlock]]:
@@ -229,6 +227,11 @@ def blocks_at(deploy: DeployNetwork, level: int) -> tuple[list[RestormerBlock], 
     Level 0 is full resolution; the last level is encoded only.
     """
     network = deploy.network
-    encoders = [deploy.encode.levels] if deploy.encode else [network.encoders_visible, network.encoders_infrared]
     last = network.refinement if level == 0 else ()
-    return [*network.decoders[level], *last], [block for levels in encoders for block in levels[level]]
+    return [*network.decoders[level], *last], [block for levels in _encoders(deploy) for block in levels[level]]
+
+
+def _encoders(deploy: DeployNetwork) -> list[nn.ModuleList]:
+    """Return the levels of what stands for both encoders, or of each encoder."""
+    network = deploy.network
+    return [deploy.encode.levels] if deploy.encode else [network.encoders_visible, network.encoders_infrared]

@@ -216,8 +216,8 @@ class _Grouping:
 
     def _row(self, reduction: Node) -> int:
         """Return how many elements become one."""
-        sizes = (self._graph.tensors[name].size for name in (reduction.inputs[0], reduction.outputs[0]))
-        return next(sizes) // max(next(sizes), 1)
+        tensors = self._graph.tensors
+        return tensors[reduction.inputs[0]].size // max(tensors[reduction.outputs[0]].size, 1)
 
     def _goes_on(self, kernel: Kernel) -> bool:
         """Whether work on a row can follow its reduction."""
@@ -262,8 +262,7 @@ def _readers(graph: Graph, source: dict[str, str]) -> dict[str, list[Node]]:
 
 def _widens(node: Node, graph: Graph) -> bool:
     """Whether a node is a cast to a larger type."""
-    narrow, wide = (graph.tensors[name].item_bytes for name in (node.inputs[0], node.outputs[0]))
-    return node.kind == "Cast" and wide > narrow
+    return node.kind == "Cast" and graph.tensors[node.outputs[0]].item_bytes > graph.tensors[node.inputs[0]].item_bytes
 
 
 def _settle(kernels: list[Kernel], graph: Graph, source: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.rewrites import built, counted, export
 from upfusion.checkpoint import load_checkpoint
 from upfusion.export.onnx_export import ExportOptions
+from upfusion.export.rewrites import DEFAULTS
 from upfusion.runtime.manifest import SizeRange
 from upfusion.weights import TINY
 
@@ -20,7 +21,7 @@ def test_a_form_is_counted_and_built(tmp_path: Path) -> None:
     size = SizeRange(minimum=(64, 64), optimum=(64, 64), maximum=(64, 64))
     options = ExportOptions(precision="fp16", sizes=size)
     graph = tmp_path / "graph.onnx"
-    export(checkpoint.model, checkpoint.text, "tensorrt", options, graph)
+    export(checkpoint.model, checkpoint.text, DEFAULTS["tensorrt"], options, graph)
     cost = counted(graph)
     engine = built(graph, options)
     assert 0 < cost["kernels"] < cost["nodes"]

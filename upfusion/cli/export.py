@@ -48,7 +48,7 @@ def export(
         Literal["tensorrt", "cpu"], typer.Option(help="Which exact rewrites: those that pay on a GPU, or on a CPU.")
     ] = "tensorrt",
     lean: Annotated[
-        bool, typer.Option("--lean", help="Less memory, more passes: channel groups in the feed-forward.")
+        bool, typer.Option("--lean", help="Less memory, more passes: groups of channels and strips of rows.")
     ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No rewrite: the network as it was trained.")] = False,
     without_rewrite: Annotated[
