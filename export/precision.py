@@ -220,6 +220,27 @@ def stream_means(norm: nn.Module, stream: Tensor) -> Tensor:
     return channel_means(stream.permute(0, 3, 1, 2) if isinstance(norm, ChannelsLastNorm) else stream)
 
 
+def mean_response(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """Return the channel means of a convolution's result, (outputs,), float64, without making the result.
+
+    Args:
+        x: (B, inputs, H, W), padded with zeros to keep its size.
+        weight: (outputs, inputs / groups, k, k), k 1 or 3.
+        bias: (outputs,).
+        groups: as the convolution has them.
+    """
+    sums = x.float()
+    if weight.shape[-1] == 1:
+        sums = sums.sum((2, 3))
+    else:
+        for axis in (3, 2):  # (B, inputs, H, W) to (B, inputs, H, 3) to (B, inputs, 3, 3): columns, then rows
+            total, first, last = sums.sum(axis), sums.select(axis, 0), sums.select(axis, -1)
+            sums = torch.stack([total - last, total, total - first], dim=axis)  # what each tap meets
+    means = sums.double().mean(0) / (x.shape[2] * x.shape[3])
+    responses = weight.double().reshape(groups, weight.shape[0] // groups, -1) @ means.reshape(groups, -1, 1)
+    return responses.flatten() + bias.double()
+
+
 def _keep_wide(sites: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module], wide: Set[str]) -> None:
     """Turn the layers of these names back to float32, with casts around them."""
     if wide:
@@ -270,9 +291,8 @@ def _fit(
             """Fit to the result before it is rounded: a shift below the rounding step would get lost after it."""
             if name in wanted:
                 weight, bias = exact[name]
-                wide = F.conv2d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups)
-                shift = wanted.pop(name) - channel_means(wide) + debts.get(conv, 0.0)
                 with not_emulated():  # a step for each input of a layer, on wide numbers only
+                    shift = wanted.pop(name) - mean_response(x, weight, bias, conv.groups) + debts.get(conv, 0.0)
                     round_conv(conv, weight, bias + shift.float(), x)
             assert conv.bias is not None
             wide = F.conv2d(x.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding, groups=conv.groups)

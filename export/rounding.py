@@ -8,12 +8,14 @@ follow, in proportion to how alike their inputs are (Frantar et al., GPTQ, ICLR 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 POSITIONS = 1024
-"""Places of each image whose inputs are looked at."""
+"""About how many places of each image are looked at."""
 BLOCK = 64
 """Columns that are rounded before the rest learns of their errors."""
 DAMPING = 1e-3
@@ -41,17 +43,21 @@ def round_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor) -> None
 def input_likeness(x: Tensor, kernel: int, groups: int) -> Tensor:
     """Return how alike the inputs of a convolution's weights are: (groups, 1 + n, 1 + n), float64.
 
-    The second moments of the n values that each group's weights meet, behind a one for the bias, over some places
-    of each image of (B, C, H, W).
+    The second moments of the n values that each group's weights meet, behind a one for the bias, over a grid of places
+    of each image of (B, C, H, W). Its step is odd: maps that were upsampled differ from one pixel to the next.
     """
-    height, width = x.shape[-2:]
-    places = torch.linspace(0, height * width - 1, min(POSITIONS, height * width)).long()
-    padded = F.pad(x.float(), (kernel // 2,) * 4)
-    corners = places // width * padded.shape[-1] + places % width  # of each place's window, in the padded map
-    taps = [dy * padded.shape[-1] + dx for dy in range(kernel) for dx in range(kernel)]
-    seen = torch.stack([padded.flatten(2)[..., corners + tap] for tap in taps], dim=2)  # (B, C, taps, places)
-    seen = seen.reshape(len(x), groups, -1, len(places)).permute(1, 2, 0, 3).flatten(2)
-    seen = torch.cat([torch.ones_like(seen[:, :1]), seen], dim=1)
+    images, channels, height, width = x.shape
+    step = math.ceil(math.sqrt(height * width / POSITIONS)) | 1
+    places = [slice(start, start + side, step) for side in (height, width) for start in range(kernel)]
+    windows = [(..., rows, columns) for rows in places[:kernel] for columns in places[kernel:]]
+    padded = F.pad(x, (kernel // 2,) * 4)
+    rows, columns = padded[windows[0]].shape[-2:]
+    met = torch.empty(groups, 1 + channels // groups * kernel**2, images, rows, columns)
+    met[:, 0] = 1
+    each = met[:, 1:].unflatten(1, (-1, kernel**2))  # (groups, channels of one, taps, B, rows, columns)
+    for tap, window in enumerate(windows):
+        each[:, :, tap] = padded[window].transpose(0, 1).unflatten(0, (groups, -1))
+    seen = met.flatten(2)
     return (seen @ seen.mT / seen.shape[-1]).double()
 
 

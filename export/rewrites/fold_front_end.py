@@ -77,8 +77,9 @@ class FoldedFrontEnd(nn.Module):
         selected = spread_columns(self.expand, order, averaged.shape[1])  # (B, 2C, C)
         factor, shift = self.modulation(self.hidden(pooled).relu()).unsqueeze(-1).chunk(2, dim=1)  # (B, 2C, 1)
         kernel = (selected @ self.embedding) * factor  # (B, 2C, 18)
-        both = (kernel @ neighbours.flatten(2) + shift).unflatten(2, planes.shape[-2:])
-        return both.chunk(2, dim=1) if self.split else (both,)
+        # Two products rather than one cut in two: a compiler would keep all of it, in float32, until both are read.
+        parts = zip(*(x.chunk(2, dim=1) if self.split else (x,) for x in (kernel, shift)), strict=True)
+        return tuple((k @ neighbours.flatten(2) + s).unflatten(2, planes.shape[-2:]) for k, s in parts)
 
     def rank(self, averaged: Tensor, planes: Tensor) -> Tensor:
         """Return the pruning's decision, (B, k), from the averaged embedding's means (B, C) and the planes."""

@@ -76,12 +76,14 @@ def group_feed_forward(deploy: DeployNetwork) -> RewriteReport:
         P (gelu(a) * b)  =  sum_i P_i (gelu(a_i) * b_i)
 
     Exact up to the order of the sum. Memory for hidden maps falls by the number of groups; x is read once for each
-    group and the sum is read and written again. So groups are used only at full resolution, where the largest maps
-    are: 4 in the decoder's and the refinement's blocks (2C channels), 2 in the encoders'.
+    group and the sum is read and written again. So groups are used only where the largest maps are: at full
+    resolution 4 in the decoder's and the refinement's blocks (2C channels) and 2 in the encoders', at half resolution,
+    where the encoders hold more maps beside their own, 2.
     """
     widest, others = blocks_at(deploy, 0)
     groups: dict[nn.Module, int] = dict.fromkeys(widest, 4)
     groups |= dict.fromkeys([*others, deploy.network.perturbations[0]], 2)
+    groups |= dict.fromkeys(itertools.chain(*blocks_at(deploy, 1)), 2)
     return _grouped(deploy, "group_feed_forward", groups, only_named=True)
 
 

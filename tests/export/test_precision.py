@@ -26,7 +26,7 @@ from upfusion.export.accuracy.table import decision_table, image_table, range_li
 from upfusion.export.deploy import DeployNetwork, fix_text, use_half_maps
 from upfusion.export.frozen_ranking import freeze_ranking, frozen_decisions
 from upfusion.export.onnx_export import ExportOptions, export_onnx
-from upfusion.export.precision import channel_means, fold_scales, samples_of, to_half
+from upfusion.export.precision import channel_means, fold_scales, mean_response, samples_of, to_half
 from upfusion.export.rewrites import DEFAULTS, apply_rewrites
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import imposing
@@ -217,6 +217,16 @@ def test_fitted_biases_take_the_shift_away(
     wanted, rounded, centred = (stream_means(form, planes, decisions) for form in (reference, nearest, fitted))
     # What is left is noise: at level 4 these crops have 128 pixels to average a rounding over.
     assert (centred - wanted).norm() < 0.4 * (rounded - wanted).norm()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 7), (6, 4)], ids=str)
+@pytest.mark.parametrize(("kernel", "groups"), [(1, 1), (1, 2), (3, 1), (3, 4)])
+def test_the_mean_of_a_response_needs_no_response(size: tuple[int, int], kernel: int, groups: int):
+    torch.manual_seed(4)
+    conv = torch.nn.Conv2d(4, 8, kernel, padding=kernel // 2, groups=groups).requires_grad_(False)
+    x = torch.randn(3, 4, *size)
+    found = mean_response(x, conv.weight, conv.bias, groups)
+    torch.testing.assert_close(found, channel_means(conv(x)), rtol=1e-5, atol=1e-6)
 
 
 def stream_means(form: DeployNetwork, planes: tuple[Tensor, Tensor], decisions: Mapping[str, Tensor]) -> Tensor:
