@@ -30,6 +30,7 @@ from benchmarks.golden import ROOT, SHARED, golden_checkpoint
 from upfusion.bench.report import write_record
 from upfusion.calibration.calibrate import calibrate
 from upfusion.checkpoint import load_checkpoint
+from upfusion.cli.memory import keep_freed_memory
 from upfusion.cli.sizes import parse_size
 from upfusion.export.accuracy.flips import Flips
 from upfusion.export.accuracy.measure import EmulatedBackend, PairAccuracy, Reference, compared, truth_of
@@ -199,6 +200,7 @@ def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: di
 
 def main() -> None:
     """Measure what is not in the result file yet."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["shipped", "full", "full-ranks"])
     parser.add_argument("--size", default="whole", help="HEIGHTxWIDTH of centre crops, or whole")

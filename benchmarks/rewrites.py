@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from benchmarks.circumstances import circumstances
 from benchmarks.golden import GOLDEN, golden_network
 from upfusion.bench.report import write_record
+from upfusion.cli.memory import keep_freed_memory
 from upfusion.cli.sizes import parse_sizes
 from upfusion.export import deploy as deploy_module
 from upfusion.export.builder.engine import request_from_contract
@@ -150,6 +151,7 @@ def add(form: str, size: str, figures: dict[str, object]) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--golden", type=Path, default=GOLDEN)
     parser.add_argument("--size", default="480x640")

@@ -10,9 +10,9 @@ _TENSOR = re.compile(r"\{ Name: ([^,]+), Dimensions: \[([-\d,]*)\][^}]*?Datatype
 
 
 def bytes_moved(message: str) -> int | None:
-    """Return the bytes of the inputs and outputs of all layers that a message lists; None if their sizes vary.
+    """Return the bytes of the inputs and outputs of all layers that a message lists.
 
-    Constants are not counted: they are the same for every size of image. TensorRT-RTX lists its layers when a
+    None if sizes vary, or a type is not known. Constants are not counted: they are the same for every size of image. TensorRT-RTX lists its layers when a
     build with detailed profiling ends, in lines like
     ``Name: conv1, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [1,3,8,8], ..., Datatype: Half, ... } ],
     Constants: [...], Outputs: [...], ...``.
@@ -27,9 +27,8 @@ def _of_layer(line: str) -> int | None:
     inputs, _, rest = line.partition(", Constants: [")
     outputs = rest.partition("], Outputs: [")[2]
     tensors = {name: (shape, kind) for part in (inputs, outputs) for name, shape, kind in _TENSOR.findall(part)}
-    if any("-" in shape for shape, _ in tensors.values()):
+    if any("-" in shape or kind not in ITEM_BYTES for shape, kind in tensors.values()):
         return None
     return sum(
-        math.prod(int(side) for side in shape.split(",") if side) * ITEM_BYTES.get(kind, 4)
-        for shape, kind in tensors.values()
+        math.prod(int(side) for side in shape.split(",") if side) * ITEM_BYTES[kind] for shape, kind in tensors.values()
     )

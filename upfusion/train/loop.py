@@ -345,6 +345,7 @@ class Trainer:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        self.options.output.mkdir(parents=True, exist_ok=True)
         # A resumed run replaces what an interrupted one logged after its last saved state.
         writer = SummaryWriter(str(self.options.output / "tensorboard"), purge_step=self.state.step + 1)
         try:

@@ -78,7 +78,6 @@ def prepared_run(request: RunRequest, processes: Processes) -> Trainer:
         save_minutes=request.save_minutes,
         validate_steps=request.validate_steps,
     )
-    request.output.mkdir(parents=True, exist_ok=True)
     provenance: dict[str, object] = {
         "recipe_name": request.recipe + ("" if not request.changes else " with changes"),
         "data": [Path(name.rpartition("@")[0] or name).name for name in request.data],

@@ -22,6 +22,7 @@ LINE = "Name: node_conv_3, LayerType: correlation, Inputs: [ {} ], Constants: [ 
         # The same tensor twice is read once.
         (LINE.format(", ".join([TENSOR.format("x", "7", "Bool")] * 2), "", TENSOR.format("y", "", "Int64")), 7 + 8),
         (LINE.format(TENSOR.format("x", "1,3,-1,8", "Half"), "", TENSOR.format("y", "2", "Half")), None),
+        (LINE.format(TENSOR.format("x", "1,3", "FP4"), "", TENSOR.format("y", "2", "Half")), None),
         ("Name: anything else", 0),
         (
             "Layers:\n"

@@ -92,6 +92,8 @@ def test_two_processes_equal_one_with_twice_the_batch(pairs, tmp_path):
         (["--data", "{pairs}", "-o", "{out}", "--stand-in-text", "--hold-out", "5"], "cannot be held out"),
         (["--data", "{pairs}", "-o", "{out}", "--stand-in-text", "--preset", "huge"], "no preset is named 'huge'"),
         (["--data", "{pairs}", "-o", "{out}", "--stand-in-text", "--device", "abacus"], "no device is named 'abacus'"),
+        (["--data", "{pairs}", "-o", "{out}", "--stand-in-text", "--resume"], "holds no run to resume"),
+        (["--data", "{pairs}", "-o", "{out}", "--stand-in-text", "--without", "luck"], "luck"),
     ],
 )
 def test_errors_say_what_to_do(pairs, tmp_path, arguments, sentence, capsys, monkeypatch):
@@ -103,3 +105,4 @@ def test_errors_say_what_to_do(pairs, tmp_path, arguments, sentence, capsys, mon
         app.main()
     assert caught.value.code == 2
     assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
