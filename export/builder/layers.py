@@ -12,8 +12,8 @@ _TENSOR = re.compile(r"\{ Name: ([^,]+), Dimensions: \[([-\d,]*)\][^}]*?Datatype
 def bytes_moved(message: str) -> int | None:
     """Return the bytes of the inputs and outputs of all layers that a message lists.
 
-    None if sizes vary, or a type is not known. Constants are not counted: they are the same for every size of image. TensorRT-RTX lists its layers when a
-    build with detailed profiling ends, in lines like
+    None if sizes vary, or a type is not known. Constants are not counted: they are the same for every size of image.
+    TensorRT-RTX lists its layers when a build with detailed profiling ends, in lines like
     ``Name: conv1, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [1,3,8,8], ..., Datatype: Half, ... } ],
     Constants: [...], Outputs: [...], ...``.
     """
