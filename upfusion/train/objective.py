@@ -10,6 +10,7 @@ from torch import Tensor
 from upfusion import losses
 from upfusion.model.network import luma
 from upfusion.phase_loss import phase_transfer_loss
+from upfusion.train.examples import example_loss
 from upfusion.train.recipes import Recipe
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -22,6 +23,7 @@ TERMS: dict[str, Term] = {
     "visual information": losses.visual_information_loss,
     "edge transfer": losses.edge_transfer_loss,
     "phase transfer": phase_transfer_loss,
+    "example": example_loss,
 }
 
 
