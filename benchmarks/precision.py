@@ -53,6 +53,9 @@ SETS = {
     "harvard/pet_mri": ("a", "b"),
     "harvard/ct_mri": ("a", "b"),
     "harvard/spect_mri": ("a", "b"),
+    "tno": ("vis", "ir"),
+    "m3fd": ("vis", "ir"),
+    "gfp_pc": ("a", "b"),
 }
 CALIBRATION_SETS = {"roadscene": 3, "llvip": 3, "harvard/pet_mri": 1, "harvard/ct_mri": 1}
 """How many training pairs of each set: eight, as many as a calibration keeps crops of."""
