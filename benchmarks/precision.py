@@ -32,6 +32,7 @@ from upfusion.calibration.calibrate import calibrate
 from upfusion.checkpoint import load_checkpoint
 from upfusion.cli.memory import keep_freed_memory
 from upfusion.cli.sizes import parse_size
+from upfusion.evaluation.datasets import select_pairs
 from upfusion.export.accuracy.flips import Flips
 from upfusion.export.accuracy.measure import EmulatedBackend, PairAccuracy, Reference, compared, truth_of
 from upfusion.export.deploy import fix_text
@@ -40,32 +41,23 @@ from upfusion.model.decisions import decision_points
 from upfusion.runtime.fuser import Fuser
 from upfusion.runtime.images import write_image
 from upfusion.runtime.manifest import SizeRange, read_manifest
-from upfusion.runtime.pairs import Pair, find_pairs, read_pair
+from upfusion.runtime.pairs import Pair, read_pair
 from upfusion.weights import TINY
 
 RESULT = ROOT / "benchmarks" / "results" / "precision.json"
 FORMS = ("nearest", "calibrated")
 SIZES = SizeRange(minimum=(64, 64), optimum=(96, 128), maximum=(1024, 1280))
-SETS = {
-    "msrs": ("vis", "ir"),
-    "roadscene": ("vis", "ir"),
-    "llvip": ("vis", "ir"),
-    "harvard/pet_mri": ("a", "b"),
-    "harvard/ct_mri": ("a", "b"),
-    "harvard/spect_mri": ("a", "b"),
-    "tno": ("vis", "ir"),
-    "m3fd": ("vis", "ir"),
-    "gfp_pc": ("a", "b"),
-}
+SETS = (
+    "msrs", "roadscene", "llvip", "harvard/pet_mri", "harvard/ct_mri", "harvard/spect_mri", "tno", "m3fd", "gfp_pc",
+)  # fmt: skip
+"""Folders of ../shared/data."""
 CALIBRATION_SETS = {"roadscene": 3, "llvip": 3, "harvard/pet_mri": 1, "harvard/ct_mri": 1}
 """How many training pairs of each set: eight, as many as a calibration keeps crops of."""
 
 
 def pairs_of(name: str, split: str, count: int | None) -> list[Pair]:
     """Return evenly spaced pairs of one data set's split, or all of them, named after the set."""
-    folder, (first, second) = SHARED / "data" / name, SETS[name]
-    members = set((folder / f"{split}.txt").read_text().split())
-    found = [pair for pair in find_pairs(folder / first, folder / second) if pair.name in members]
+    found = select_pairs(SHARED / "data" / name, split).pairs
     places = np.unique(np.linspace(0, len(found) - 1, count or len(found)).round().astype(int))
     return [Pair(name=f"{name} {found[i].name}", first=found[i].first, second=found[i].second) for i in places]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from upfusion.evaluation.baselines import Gray, guided_filter, maximum
 from upfusion.losses import edge_transfer_loss
+from upfusion.runtime.images import finish
 
 
 def example_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -33,15 +34,11 @@ def example(first: Tensor, second: Tensor) -> Tensor:
     """
     chosen = []
     for a, b in zip(first.split(1), second.split(1), strict=True):
-        fusions = [_plane(fuse(_levels(a), _levels(b)), like=a) for fuse in (guided_filter, maximum)]
+        images = [finish(plane[0, 0].cpu().numpy(), *plane.shape[2:]) for plane in (a, b)]
+        fusions = [_plane(fuse(*images), like=a) for fuse in (guided_filter, maximum)]
         lost = [float(edge_transfer_loss(fusion, a, b)) for fusion in fusions]
         chosen.append(fusions[lost.index(min(lost))])
     return torch.cat(chosen)
-
-
-def _levels(plane: Tensor) -> Gray:
-    levels: Gray = plane[0, 0].mul(255).round().clamp(0, 255).byte().cpu().numpy()
-    return levels
 
 
 def _plane(levels: Gray, like: Tensor) -> Tensor:
