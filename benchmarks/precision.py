@@ -183,8 +183,12 @@ def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: di
     """Put one pair's figures into the result file."""
     record = known(result)
     entry = record.setdefault(case, {"pairs": {}})
+    made = circumstances("precision")
+    commands = entry.setdefault("commands", [])
+    if (command := made.pop("command")) not in commands:
+        commands.append(command)
     entry |= {
-        **circumstances("precision"),
+        **made,
         "emulated": "half precision on a CPU, every edge rounded; not run on a GPU",
         "cpu_seconds": seconds,
     }

@@ -78,8 +78,9 @@ class FoldedFrontEnd(nn.Module):
         factor, shift = self.modulation(self.hidden(pooled).relu()).unsqueeze(-1).chunk(2, dim=1)  # (B, 2C, 1)
         kernel = (selected @ self.embedding) * factor  # (B, 2C, 18)
         # Two products rather than one cut in two: a compiler would keep all of it, in float32, until both are read.
-        parts = zip(*(x.chunk(2, dim=1) if self.split else (x,) for x in (kernel, shift)), strict=True)
-        return tuple((k @ neighbours.flatten(2) + s).unflatten(2, planes.shape[-2:]) for k, s in parts)
+        streams = zip(kernel.chunk(2, dim=1), shift.chunk(2, dim=1), strict=True) if self.split else [(kernel, shift)]
+        flat = neighbours.flatten(2)
+        return tuple((matrix @ flat + offset).unflatten(2, planes.shape[-2:]) for matrix, offset in streams)
 
     def rank(self, averaged: Tensor, planes: Tensor) -> Tensor:
         """Return the pruning's decision, (B, k), from the averaged embedding's means (B, C) and the planes."""

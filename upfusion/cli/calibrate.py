@@ -68,7 +68,8 @@ def calibrate(
             console.print(table)
     closest = min(result.decisions.items(), key=lambda item: item[1].smallest_margin)
     check_line(True, "pairs", f"{len(pairs)} pairs, {time.perf_counter() - start:.0f} s")
-    check_line(True, "margins", f"closest decision: {closest[0]}, {closest[1].smallest_margin:.1e}")
+    margin = closest[1].smallest_margin
+    check_line(True, "margins", f"closest decision: {closest[0]}, {f'{margin:.1e}' if margin > 0 else 'an exact tie'}")
     wrote(
         output,
         next_command=f"upfusion export {checkpoint} -o fusion.onnx --size {size} --precision fp16 "

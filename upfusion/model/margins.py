@@ -36,7 +36,7 @@ def order_margins(values: Tensor, chosen: int) -> Tensor:
         chosen: how many of them the decision takes; with ``chosen == n`` there are n - 1 gaps.
     """
     ordered = values.double().sort(dim=-1, descending=True).values
-    return -ordered.diff(dim=-1)[..., :chosen]
+    return (ordered[..., :-1] - ordered[..., 1:])[..., :chosen]
 
 
 def mask_margins(logits: Tensor, keep: Tensor) -> Tensor:
