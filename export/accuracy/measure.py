@@ -202,7 +202,7 @@ def measure(
     points = list(decision_points(reference.deploy.network))
     watched: EmulatedBackend | ExposedBackend
     if backend is None:
-        watched = EmulatedBackend(onnx.load(artifact), outputs[:1], points)
+        watched = EmulatedBackend(onnx.load(artifact), outputs, points)
     else:
         watched = ExposedBackend(backend, points)
     planes = manifest.contract.io == "tensor"

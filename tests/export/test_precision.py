@@ -457,6 +457,15 @@ def test_a_backend_that_exposes_its_decisions_is_measured(
     assert report.pairs[0].decisions == {}
 
 
+def test_gray_pairs_are_measured_on_a_graph_of_images(
+    exported: Callable[[ExportOptions], Path], small_checkpoint: Checkpoint, pair: Pair
+):
+    gray = Pair(name="gray", first=pair.second, second=pair.second)
+    report = measure(exported(ExportOptions(sizes=FIXED, io="image")), small_checkpoint, None, [gray, pair], tf32=False)
+    assert [len(found.decisions) for found in report.pairs] == [9, 9]
+    assert max(found.numerics.max_levels for found in report.pairs) <= 1
+
+
 def test_streams_without_room_in_half_are_float32_in_the_graph(
     small_checkpoint: Checkpoint, pair: Pair, tmp_path: Path
 ):

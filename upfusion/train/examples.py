@@ -10,9 +10,16 @@ from upfusion.evaluation.baselines import Gray, guided_filter, maximum
 from upfusion.losses import edge_transfer_loss
 from upfusion.runtime.images import finish
 
+BLACK = 0.06
+"""Keeps the loss of an example that is black all over finite, and small."""
+DARK = 0.12
+"""Where one image of a pair is darker than this on average, the maximum is the example."""
+
 
 def example_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean absolute difference to a classical fusion of each pair, see :func:`example`.
+    """Return the mean absolute difference to a classical fusion of each pair, relative to how bright that one is.
+
+    Relative, because the contours of a night image are a level or two high. The classical fusion is :func:`example`.
 
     The metrics that a fused image is judged by forgive what is lost of one image where the other is well kept: a
     network that follows them alone ends in copying one image of each pair. An example shows both.
@@ -22,20 +29,23 @@ def example_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
         first: (B, 1, H, W) in 0..1.
         second: as ``first``.
     """
-    return (fused - example(first, second)).abs().mean()
+    shown = example(first, second)
+    axes = (1, 2, 3)
+    return ((fused - shown).abs().mean(axes) / (shown.mean(axes) + BLACK)).mean()
 
 
 @torch.no_grad()
 def example(first: Tensor, second: Tensor) -> Tensor:
     """Return the fusion of each pair by the guided filter or by the maximum, whichever passes on more of the edges.
 
-    The guided filter keeps details of both images by day, the maximum what little a night image shows
-    (``upfusion.evaluation.baselines``).
+    The guided filter keeps details of both images by day. Where an image is dark it is always the maximum: the guided
+    filter passes on edges there, but from half as bright an image (``upfusion.evaluation.baselines``).
     """
     chosen = []
     for a, b in zip(first.split(1), second.split(1), strict=True):
         images = [finish(plane[0, 0].cpu().numpy(), *plane.shape[2:]) for plane in (a, b)]
-        fusions = [_plane(fuse(*images), like=a) for fuse in (guided_filter, maximum)]
+        methods = (maximum,) if min(a.mean(), b.mean()) < DARK else (maximum, guided_filter)
+        fusions = [_plane(fuse(*images), like=a) for fuse in methods]
         lost = [float(edge_transfer_loss(fusion, a, b)) for fusion in fusions]
         chosen.append(fusions[lost.index(min(lost))])
     return torch.cat(chosen)

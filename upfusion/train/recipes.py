@@ -33,6 +33,9 @@ class Recipe:
     flips: bool
     darken: float = 0.0
     """Share of the crops whose first image is darkened (gamma 0.8 to 2.5, gain 0.4 to 1), to imitate night."""
+    dim: float = 0.0
+    """Share of the images, first and second each by itself, that keep a tenth to six tenths of their range, with noise:
+    night, and thermal images of little contrast."""
     swap: float = 0.0
     """Share of the crops whose two images change places (colour becomes luma). Where the target is symmetric in
     the two, this keeps a run from settling for one modality."""
@@ -118,21 +121,22 @@ RECIPES: dict[str, Recipe] = {
     # from nothing: images close to the maximum first, since metrics say little about a network that copies nothing yet.
     "shipped": _SHIPPED,
     # And this one goes on from trained weights (--start), for the metrics. Without examples it would end in copying one
-    # image of each pair, which the metrics forgive.
+    # image of each pair, which the metrics forgive; without dim images it would lose contours of a night.
     "refine": replace(
         _SHIPPED,
         terms=(
-            ("example", 80.0),
+            ("example", 24.0),
             ("gradient", 1.0),
-            ("metric ssim", 12.0),
-            ("visual information", 4.0),
-            ("edge transfer", 14.0),
-            ("phase transfer", 5.0),
+            ("metric ssim", 18.0),
+            ("visual information", 5.0),
+            ("edge transfer", 24.0),
+            ("phase transfer", 14.0),
         ),
         learning_rate=6e-4,
         final_learning_rate=5e-6,
         warmup_steps=0,
-        darken=0.35,
+        darken=0.15,
+        dim=0.5,
         ema=0.998,
     ),
 }

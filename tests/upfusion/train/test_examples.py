@@ -9,7 +9,7 @@ from torch import Tensor
 
 from upfusion.evaluation.baselines import BASELINES
 from upfusion.losses import edge_transfer_loss
-from upfusion.train.examples import example, example_loss
+from upfusion.train.examples import BLACK, example, example_loss
 
 
 def pair(seed: int, gain: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -29,13 +29,23 @@ def fused_by(method: str, first: Tensor, second: Tensor) -> Tensor:
     return torch.from_numpy(BASELINES[method](a, b))[None, None].float() / 255
 
 
-@pytest.mark.parametrize("gain", [1.0, 0.05])
-def test_it_is_the_fusion_that_passes_on_more_edges(gain: float):
-    first, second = pair(1, gain)
+@pytest.mark.parametrize("expected", ["guided filter", "maximum"])
+def test_it_is_the_fusion_that_passes_on_more_edges(expected: str):
+    first, second = pair(1)
+    if expected == "maximum":
+        first = 0.8 * second  # the same, but darker: the second is all there is
     methods = {name: fused_by(name, first, second) for name in ("guided filter", "maximum")}
     lost = {name: float(edge_transfer_loss(fused, first, second)) for name, fused in methods.items()}
-    assert lost["guided filter"] != lost["maximum"]
-    assert torch.equal(example(first, second), methods[min(lost, key=lost.__getitem__)])
+    assert min(lost, key=lost.__getitem__) == expected
+    assert torch.equal(example(first, second), methods[expected])
+
+
+def test_a_dark_pair_has_its_maximum():
+    first, second = pair(1, 0.3)
+    methods = {name: fused_by(name, first, second) for name in ("guided filter", "maximum")}
+    lost = {name: float(edge_transfer_loss(fused, first, second)) for name, fused in methods.items()}
+    assert lost["guided filter"] < lost["maximum"]
+    assert torch.equal(example(first, second), methods["maximum"])
 
 
 def test_each_pair_of_a_batch_has_its_own():
@@ -51,6 +61,16 @@ def test_only_the_fused_image_gets_a_gradient():
     fused = (first + second).div(2).requires_grad_()
     example_loss(fused, first, second).backward()
     assert fused.grad is not None
-    # The gradient of a mean of absolute differences: its sign, over the number of pixels.
+    # The gradient of a mean of absolute differences: its sign, over the number of pixels and the brightness.
     assert set(fused.grad.sign().unique().tolist()) <= {-1.0, 0.0, 1.0}
-    assert fused.grad.abs().max() == pytest.approx(1 / fused.numel())
+    bright = float(example(first, second).mean()) + BLACK
+    assert fused.grad.abs().max() * fused.numel() * bright == pytest.approx(1, rel=1e-4)
+
+
+def test_a_level_counts_for_more_in_the_dark():
+    first, second = pair(4)
+    lost = [
+        float(example_loss(example(*planes) + 1 / 255, *planes))
+        for planes in ((first, second), (first / 8, second / 8), (torch.zeros_like(first), torch.zeros_like(second)))
+    ]
+    assert 2 * lost[0] < lost[1] < lost[2] == pytest.approx(1 / 255 / BLACK, rel=1e-5)
