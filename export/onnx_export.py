@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from upfusion import __version__
 from upfusion.checkpoint import Checkpoint
-from upfusion.export.accuracy.half_graph import emulate_half, open_emulation
+from upfusion.export.accuracy.half_graph import emulate_half
 from upfusion.export.deploy import DeployNetwork, fix_text
 from upfusion.export.frozen_ranking import NEEDS_DECISIONS, Constants, freeze_ranking, frozen_decisions, price
 from upfusion.export.given_ranking import decision_specs, take_decisions
@@ -429,9 +429,8 @@ def compare(
         graph = onnx.load(path)
         names = [output.name for output in graph.graph.output]
         if precision == "fp16":
-            session = open_emulation(emulate_half(graph, ranges=False).model)
-        else:
-            session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+            graph = emulate_half(graph, ranges=False).model
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         got = dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {error}", "report this") from error

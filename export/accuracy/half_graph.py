@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -91,21 +89,6 @@ def emulate_half(model: onnx.ModelProto, decisions: tuple[str, ...] = (), *, ran
     for names in extremes.values():
         emulated.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, ()) for name in names)
     return EmulatedGraph(model=emulated, extremes=extremes)
-
-
-def open_emulation(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Return a session that runs an emulated graph as it is written, on as many threads as PyTorch uses.
-
-    ONNX Runtime's optimizations gain nothing between the casts. Left to itself it looks for each extreme once all edges
-    are computed (the tiny network at 480x640: 7.2 GB instead of 1.9), and its arena outlives the session.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.enable_cpu_mem_arena = False
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _float_node(node: onnx.NodeProto) -> onnx.NodeProto:
