@@ -80,7 +80,7 @@ class FoldedFrontEnd(nn.Module):
         # Two products rather than one cut in two: a compiler would keep all of it, in float32, until both are read.
         streams = zip(kernel.chunk(2, dim=1), shift.chunk(2, dim=1), strict=True) if self.split else [(kernel, shift)]
         flat = neighbours.flatten(2)
-        return tuple((matrix @ flat + offset).unflatten(2, planes.shape[-2:]) for matrix, offset in streams)
+        return tuple((part @ flat + offset).unflatten(2, planes.shape[-2:]) for part, offset in streams)
 
     def rank(self, averaged: Tensor, planes: Tensor) -> Tensor:
         """Return the pruning's decision, (B, k), from the averaged embedding's means (B, C) and the planes."""

@@ -59,9 +59,8 @@ def demo(
         with load(output / "tiny.onnx") as graph, open_fuser(TINY) as reference:
             timings = {"ONNX Runtime": _fuse(graph, pairs, output), "PyTorch": _milliseconds(reference, pairs[0])}
             device = graph.device
-    numerics, together = (
-        max(getattr(pair, part).max_levels for pair in found.pairs) for part in ("numerics", "together")
-    )
+    numerics = max(pair.numerics.max_levels for pair in found.pairs)
+    together = max(pair.together.max_levels for pair in found.pairs)
     moved = sum(flip.moved for pair in found.pairs for flip in pair.decisions.values())
     own = f", {together} with its own ({moved} moved, {moved - found.flips()} of them at exact ties)" if moved else ""
     check_line(

@@ -170,8 +170,7 @@ def enlarged(image: Image, size: int) -> Image:
 
 def darkened(visible: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
     """Return the image with a random gamma of 0.8 to 2.5 and gain of 0.4 to 1, rounded to 8 bit as a camera would."""
-    dark = visible ** random.uniform(0.8, 2.5) * random.uniform(0.4, 1.0)
-    return (np.rint(dark * 255) / 255).astype(np.float32)
+    return _in_8_bit(255 * (visible ** random.uniform(0.8, 2.5) * random.uniform(0.4, 1.0)))
 
 
 def dimmed(image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
@@ -188,4 +187,9 @@ def dimmed(image: NDArray[np.float32], random: np.random.Generator) -> NDArray[n
     levels = 255 * gain * image ** random.uniform(0.8, 2.0)
     if random.random() < 0.6:
         levels = levels + random.normal(0, random.uniform(0.3, 2.5), image.shape[1:])
+    return _in_8_bit(levels)
+
+
+def _in_8_bit(levels: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return grey levels rounded to whole ones, in 0..1."""
     return (np.rint(levels).clip(0, 255) / 255).astype(np.float32)

@@ -41,14 +41,18 @@ def example(first: Tensor, second: Tensor) -> Tensor:
     The guided filter keeps details of both images by day. Where an image is dark it is always the maximum: the guided
     filter passes on edges there, but from half as bright an image (``upfusion.evaluation.baselines``).
     """
-    chosen = []
-    for a, b in zip(first.split(1), second.split(1), strict=True):
-        images = [finish(plane[0, 0].cpu().numpy(), *plane.shape[2:]) for plane in (a, b)]
-        methods = (maximum,) if min(a.mean(), b.mean()) < DARK else (maximum, guided_filter)
-        fusions = [_plane(fuse(*images), like=a) for fuse in methods]
-        lost = [float(edge_transfer_loss(fusion, a, b)) for fusion in fusions]
-        chosen.append(fusions[lost.index(min(lost))])
-    return torch.cat(chosen)
+    return torch.cat([_example(a, b) for a, b in zip(first.split(1), second.split(1), strict=True)])
+
+
+def _example(first: Tensor, second: Tensor) -> Tensor:
+    """Return the example of one pair, (1, 1, H, W)."""
+    images = [finish(plane[0, 0].cpu().numpy(), *plane.shape[2:]) for plane in (first, second)]
+    brightest = _plane(maximum(*images), like=first)
+    if min(first.mean(), second.mean()) < DARK:
+        return brightest
+    detailed = _plane(guided_filter(*images), like=first)
+    lost = [float(edge_transfer_loss(fusion, first, second)) for fusion in (brightest, detailed)]
+    return detailed if lost[1] < lost[0] else brightest
 
 
 def _plane(levels: Gray, like: Tensor) -> Tensor:
