@@ -145,18 +145,18 @@ class Case:
             options = ExportOptions(precision="fp16", sizes=SIZES, calibration=calibration)
             export_onnx(self.checkpoint, self.paths[form], None, options)
             self.seconds[f"export {form}"] = round(time.process_time() - start, 1)
+        points = list(decision_points(self.reference.deploy.network))
+        self.backends = {form: EmulatedBackend(onnx.load(path), ["fused"], points) for form, path in self.paths.items()}
 
     def measured(self, pair: Pair) -> dict[str, Any]:
         """Return all forms' figures on one pair."""
         truth = truth_of(pair.name, read_pair(pair), self.reference, tf32=True)
         assert truth.tf32 is not None
         record: dict[str, Any] = {"size": list(truth.images[0].shape[:2])}
-        for form, path in self.paths.items():
-            contract = read_manifest(path).contract
-            backend = EmulatedBackend(onnx.load(path), ["fused"], list(decision_points(self.reference.deploy.network)))
-            with Fuser(backend, contract) as fuse:
-                image = fuse(*truth.images, color="gray")
-            found = compared(image, truth, self.reference, backend.decisions)
+        for form, backend in self.backends.items():
+            backend.forget_extremes()
+            fuse = Fuser(backend, read_manifest(self.paths[form]).contract)
+            found = compared(fuse(*truth.images, color="gray"), truth, self.reference, backend.decisions)
             record[form] = figures(found, backend)
         assert found.tf32_together is not None
         record["tf32"] = {
@@ -197,6 +197,28 @@ def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: di
     write_record(record, result)
 
 
+def measure_case(
+    name: str,
+    key: str,
+    pairs: Sequence[Pair],
+    size: tuple[int, int] | None,
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> None:
+    """Export one network, and add its figures on each pair to the result file; nothing of it stays in memory."""
+    case = Case(name, size, arguments.forms, folder)
+    for pair in cropped(pairs, size, folder / "test"):
+        found = case.measured(pair)
+        add(arguments.result, key, pair.name, found, case.seconds)
+        shown = " ".join(
+            f"{form}: {shown_db(found[form]['numerics'])} numerics, "
+            f"{shown_db(found[form]['together'])} both, {found[form]['flips']} flips;"
+            for form in arguments.forms
+        )
+        tf32 = found["tf32"]
+        print(f"{key} {pair.name} {shown} TF32: {shown_db(tf32['together'])}, {tf32['flips']} flips", flush=True)
+
+
 def main() -> None:
     """Measure what is not in the result file yet."""
     keep_freed_memory()
@@ -226,22 +248,7 @@ def main() -> None:
         if all(pair.name in done for pair in pairs):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            case = Case(name, size, arguments.forms, Path(folder))
-            for pair in cropped(pairs, size, Path(folder) / "test"):
-                if pair.name in done:
-                    continue
-                found = case.measured(pair)
-                add(arguments.result, key, pair.name, found, case.seconds)
-                shown = " ".join(
-                    f"{form}: {shown_db(found[form]['numerics'])} numerics, "
-                    f"{shown_db(found[form]['together'])} both, {found[form]['flips']} flips;"
-                    for form in arguments.forms
-                )
-                tf32 = found["tf32"]
-                print(
-                    f"{key} {pair.name} {shown} TF32: {shown_db(tf32['together'])}, {tf32['flips']} flips",
-                    flush=True,
-                )
+            measure_case(name, key, [pair for pair in pairs if pair.name not in done], size, arguments, Path(folder))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from upfusion.export.dither import Dither
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import recording
 from upfusion.model.layers import RestormerBlock, spatial_mean, take_channels
@@ -114,6 +115,8 @@ class DeployNetwork(nn.Module):
         self.front_end: nn.Module | None = None
         self.encode: Encoders | None = None
         self.decode: nn.Module | None = None
+        self.dither: nn.Module | None = None
+        """What the front end's streams pass before they are narrowed."""
         self.wide_streams = False
         """Whether the encoders read float32 streams when the maps are half; their first blocks narrow what follows."""
 
@@ -140,6 +143,8 @@ class DeployNetwork(nn.Module):
     def _fuse(self, visible: Tensor, infrared: Tensor) -> Tensor:
         network = self.network
         streams = (self.front_end or network.front_end)(self.luma(visible), self.luma(infrared))
+        if self.dither is not None:
+            streams = self.dither(*streams)
         dtype = visible.dtype if self.wide_streams else self.map_dtype
         levels = (self.encode or network.encode)(*(stream.to(dtype) for stream in streams))
         fused = [perturb(*level) for perturb, level in zip(network.perturbations, levels, strict=True)]
@@ -174,7 +179,7 @@ FRONT_END = ("embed_visible", "embed_infrared", "pruning", "expand", "modulate_v
 
 
 def use_half_maps(deploy: DeployNetwork, wide: Collection[nn.Module] = ()) -> None:
-    """Turn every convolution behind the front end to FP16; change nothing else.
+    """Turn every convolution behind the front end to FP16, and dither the streams that they read.
 
     The front end (embeddings, pruning, modulation), layer norms, squeeze layers and temperatures keep float32: a
     few thousand numbers and everything that is ranked. Each layer widens a half map itself before it takes
@@ -191,6 +196,7 @@ def use_half_maps(deploy: DeployNetwork, wide: Collection[nn.Module] = ()) -> No
     """
     for conv in half_convolutions(deploy).values():
         conv.half()
+    deploy.dither = Dither(2 * deploy.network.config.dim)
     for perturb in deploy.network.perturbations:
         if isinstance(perturb.attention, SelectiveAttention):
             perturb.attention.output_scale.data = perturb.attention.output_scale.data.half()

@@ -253,6 +253,7 @@ def half_precision(deploy: DeployNetwork, calibration: Calibration | None, contr
     else:
         report = to_half(deploy, samples_of(calibration), calibrated=True)
         notes = [f"half precision follows the calibration: {report.corrected} convolutions are fitted to its crops"]
+    notes.append("the encoders' streams are dithered by up to 2^-11, so that flat areas do not round as one")
     notes.append(f"{report.half} convolutions in half; the largest value of their maps was {report.largest:.4g}")
     if report.wide:
         notes.append("float32 where half has no room: " + ", ".join(report.wide))

@@ -127,7 +127,11 @@ class EmulatedBackend:
         self._images = list(images)
         self._decisions = [name for name in decisions if name in present]
         self.decisions: dict[str, Tensor] = {}
-        self.largest: dict[str, float] = dict.fromkeys(graph.extremes, 0.0)
+        self.forget_extremes()
+
+    def forget_extremes(self) -> None:
+        """Let the largest magnitudes begin anew."""
+        self.largest = dict.fromkeys(self._extremes, 0.0)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the image outputs."""
