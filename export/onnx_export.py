@@ -44,7 +44,6 @@ from upfusion.model.decisions import decision_points, imposing, recording
 from upfusion.model.network import SIZE_MULTIPLE
 from upfusion.runtime.calibration_file import SAMPLE_SIZE, Calibration, read_calibration
 from upfusion.runtime.errors import ExportError, InputError
-from upfusion.runtime.files import replacing
 from upfusion.runtime.images import padded_size
 from upfusion.runtime.manifest import (
     METADATA_KEY,
@@ -55,6 +54,7 @@ from upfusion.runtime.manifest import (
     Source,
     TensorSpec,
     TextRecord,
+    replacing_artifact,
 )
 from upfusion.text import TextFeatures
 
@@ -229,7 +229,7 @@ def export_onnx(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
     )
-    with replacing(path) as temporary:
+    with replacing_artifact(path) as (temporary, record_file):
         onnx.save(graph, temporary)
         step("comparing with PyTorch")
         parity = compare(reference, temporary, options.precision, contract, frozen_decisions(frozen))
@@ -238,7 +238,7 @@ def export_onnx(
         entry = graph.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, manifest.to_json()
         onnx.save(graph, temporary)
-    manifest.write(path)
+        manifest.write_as(record_file, temporary)
     return manifest
 
 

@@ -1,16 +1,17 @@
 """What an artifact says about itself: ``x.json`` beside ``x``, and inside an ONNX file's metadata.
 
-The manifest is written last, after its artifact, and read before the artifact is opened. The copy inside the ONNX
-file lacks ``sha256``, which only the finished file has.
+Both are complete before either gets its name, and the manifest is read before the artifact is opened. The copy inside
+the ONNX file lacks ``sha256``, which only the finished file has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -228,10 +229,24 @@ class Manifest:
     def write(self, artifact: str | Path) -> Path:
         """Write ``ARTIFACT.json`` beside the finished artifact, with the artifact's digest filled in."""
         path = manifest_path(artifact)
-        complete = dataclasses.replace(self, sha256=sha256_of(artifact))
         with replacing(path) as temporary:
-            temporary.write_text(complete.to_json(), encoding="utf-8")
+            self.write_as(temporary, artifact)
         return path
+
+    def write_as(self, path: Path, artifact: str | Path) -> None:
+        """Write to ``path`` what :meth:`write` puts beside the artifact: with the artifact's digest filled in."""
+        path.write_text(dataclasses.replace(self, sha256=sha256_of(artifact)).to_json(), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing_artifact(artifact: str | Path) -> Iterator[tuple[Path, Path]]:
+    """Yield temporary paths of an artifact and of its manifest; when the block ends well, both get their names.
+
+    Raises:
+        InputError: as ``upfusion.runtime.files.replacing``, for either of the two.
+    """
+    with replacing(manifest_path(artifact)) as record, replacing(artifact) as temporary:
+        yield temporary, record
 
 
 def manifest_path(artifact: str | Path) -> Path:

@@ -88,6 +88,11 @@ class AccuracyReport:
         found = [pair.tf32 if tf32 else pair.decisions for pair in self.pairs]
         return sum(flip.moved - flip.tied for pair in found if pair for flip in pair.values())
 
+    @property
+    def tied(self) -> int:
+        """How many places and entries moved at exact ties: the reference decides them by the habits of its sorting."""
+        return sum(flip.tied for pair in self.pairs for flip in pair.decisions.values())
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready figures."""
         return dataclasses.asdict(self)

@@ -15,7 +15,6 @@ from upfusion.export.builder.messages import Finished, Request, Shape, TensorReq
 from upfusion.export.builder.options import BuilderName, BuildOptions
 from upfusion.export.builder.process import OnProgress, build_in_worker
 from upfusion.runtime.errors import ArtifactError, InputError, ManifestError
-from upfusion.runtime.files import replacing
 from upfusion.runtime.manifest import (
     BuildRecord,
     Contract,
@@ -24,6 +23,7 @@ from upfusion.runtime.manifest import (
     TensorSpec,
     manifest_path,
     read_manifest,
+    replacing_artifact,
 )
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def engine_from_onnx(
     choice = choose_builder(options, gpus)
     log.info("builder %s: %s", choice.builder, choice.reason)
     began = time.monotonic()
-    with replacing(engine_path) as temporary:
+    with replacing_artifact(engine_path) as (temporary, record_file):
         request = request_from_contract(graph.contract, graph.precision, onnx_path, temporary, choice.builder, options)
         finished = build_in_worker(request, progress)
         engine = dataclasses.replace(
@@ -80,11 +80,7 @@ def engine_from_onnx(
         )
         if choice.builder == "tensorrt":
             engine = _tuned_here(engine, gpus[0].name, gpus[0].target)
-    try:
-        engine.write(engine_path)
-    except BaseException:
-        engine_path.unlink(missing_ok=True)  # a plan without its manifest cannot be loaded
-        raise
+        engine.write_as(record_file, temporary)
     return read_manifest(engine_path)
 
 

@@ -179,3 +179,10 @@ def test_options_that_make_no_graph():
 def test_manifest_lies_beside_the_graph(exported: Export):
     path = exported(ExportOptions(sizes=FIXED))
     assert manifest_path(path).is_file()
+
+
+def test_a_folder_in_the_manifests_place_leaves_no_graph(small_checkpoint: Checkpoint, tmp_path: Path):
+    (tmp_path / "fusion.onnx.json").mkdir()
+    with pytest.raises(InputError, match=r"fusion\.onnx\.json: it is a folder"):
+        export_onnx(small_checkpoint, tmp_path / "fusion.onnx", None, ExportOptions(sizes=FIXED))
+    assert [path.name for path in tmp_path.iterdir()] == ["fusion.onnx.json"]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from upfusion.cli.app import app
+from upfusion.export.onnx_export import ExportOptions, export_onnx
 from upfusion.export.verify import compare_artifacts, difference
 from upfusion.runtime.errors import InputError
+from upfusion.runtime.images import write_image
+from upfusion.runtime.manifest import SizeRange
 from upfusion.samples import write_samples
+from upfusion.text import stand_in_text
 
 
 def image(seed: int = 0, shape: tuple[int, int] = (40, 50)) -> np.ndarray:
@@ -62,3 +71,36 @@ def test_worst_pair_is_named(tmp_path: Path):
     assert record["pairs"][0]["psnr_db"] is None  # equal
     with pytest.raises(InputError):
         compare_artifacts(average, average, [])
+
+
+FIXED = SizeRange(minimum=(64, 64), optimum=(64, 64), maximum=(64, 64))
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["ties alone", "other weights in the graph, too"])
+def test_an_fp32_graph_that_sorts_ties_otherwise_is_the_network(
+    small_checkpoint: Checkpoint, tmp_path: Path, apart: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Squeeze branches of zeros rank equal values, which PyTorch and ONNX Runtime sort differently."""
+    model = copy.deepcopy(small_checkpoint.model)
+    with torch.no_grad():
+        for perturb in model.perturbations:
+            perturb.squeeze[2].weight.zero_()
+    network, graph = tmp_path / "tied.safetensors", tmp_path / "tied.onnx"
+    save_checkpoint(model, network, text=stand_in_text(), provenance={"weights": "random"})
+    checkpoint = load_checkpoint(network)
+    if apart:
+        checkpoint.model.output.weight.data.mul_(0.5)
+        monkeypatch.setattr("upfusion.export.onnx_export.compare", lambda *_: {})
+    export_onnx(checkpoint, graph, None, ExportOptions(sizes=FIXED))
+    for name, seed in (("visible", 1), ("infrared", 2)):
+        write_image(tmp_path / f"{name}.png", image(seed, (64, 64)))
+    data = ["--data", str(tmp_path / "visible.png"), str(tmp_path / "infrared.png")]
+    result = CliRunner().invoke(app, ["verify", str(graph), str(network), *data, "--json"])
+    found = json.loads(result.stdout)
+    assert found["max_levels"] > 1
+    assert found["ties"]["tied"] > 0
+    assert found["ties"]["flips"] == 0
+    assert (found["ties"]["max_levels_with_the_same_decisions"] > 1) == apart
+    assert found["agree"] is not apart
+    assert result.exit_code == (1 if apart else 0)
+    assert "decisions moved at exact ties, 0 elsewhere" in " ".join(result.stderr.split())

@@ -61,8 +61,8 @@ def demo(
             device = graph.device
     numerics = max(pair.numerics.max_levels for pair in found.pairs)
     together = max(pair.together.max_levels for pair in found.pairs)
-    moved = sum(flip.moved for pair in found.pairs for flip in pair.decisions.values())
-    own = f", {together} with its own ({moved} moved, {moved - found.flips()} of them at exact ties)" if moved else ""
+    moved = found.flips() + found.tied
+    own = f", {together} with its own ({moved} moved, {found.tied} of them at exact ties)" if moved else ""
     check_line(
         numerics <= VERIFY_LEVELS,
         "verify",

@@ -319,7 +319,16 @@ def test_a_plan_without_its_manifest_is_not_left_behind(
     monkeypatch.setattr("upfusion.runtime.manifest.Manifest.to_json", fail)
     with pytest.raises(InputError, match="No space"):
         engine_from_onnx(graph, tmp_path / "small.engine", RTX)
-    assert not (tmp_path / "small.engine").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small.onnx.json"}
+
+
+def test_a_folder_in_the_manifests_place_leaves_the_engine_that_was_there(exported: Exported, tmp_path: Path) -> None:
+    graph, engine = exported(), tmp_path / "small.engine"
+    engine.write_bytes(b"an older plan")
+    (tmp_path / "small.engine.json").mkdir()
+    with pytest.raises(InputError, match=r"small\.engine\.json: it is a folder"):
+        engine_from_onnx(graph, engine, RTX)
+    assert engine.read_bytes() == b"an older plan"
 
 
 def test_a_full_disk(exported: Exported, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
