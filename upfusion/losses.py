@@ -125,13 +125,13 @@ def metric_ssim_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def visual_information_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Return 1 minus the pixel-domain visual information fidelity (Sheikh & Bovik 2006), mean of the two sources.
 
-    Four scales with windows of 17, 9, 5 and 3, noise variance 2. Numerator and denominator are summed over the
-    batch before dividing, so a crop without any structure in one source does not divide by nothing.
+    Four scales with windows of 17, 9, 5 and 3, noise variance 2. Each image has its own ratio, as in the metric's mean
+    over pairs: summed over the batch, a night image would count for nothing beside a day image.
     """
-    total = fused.new_zeros(())
+    total = fused.new_zeros(fused.shape[0])
     for source in (first * 255, second * 255):
         reference, distorted = source, as_written(fused)
-        shared = information = fused.new_zeros(())
+        shared = information = fused.new_zeros(fused.shape[0])
         for scale in range(1, 5):
             size = 2 ** (5 - scale) + 1
             window = gaussian_window(size, size / 5, fused)
@@ -143,22 +143,24 @@ def visual_information_loss(fused: Tensor, first: Tensor, second: Tensor) -> Ten
             # 1e-2 grey levels squared instead of the metric's 1e-10: float32 sums of squares end there.
             gain = (covariance / (var_x + 1e-2)).clamp(min=0)
             noise = (var_y - gain * covariance).clamp(min=1e-2)
-            shared = shared + torch.log1p(gain**2 * var_x / (noise + 2)).sum()
-            information = information + torch.log1p(var_x / 2).sum()
+            shared = shared + torch.log1p(gain**2 * var_x / (noise + 2)).sum((1, 2, 3))
+            information = information + torch.log1p(var_x / 2).sum((1, 2, 3))
         total = total + shared / (information + 1) / 2
-    return 1 - total
+    return 1 - total.mean()
 
 
 def edge_transfer_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return 1 minus a smooth Q^{AB/F} (Xydeas & Petrovic 2000), sums over the batch.
+    """Return 1 minus a smooth Q^{AB/F} (Xydeas & Petrovic 2000), the mean of each image's own.
 
     The metric's angle ``atan(Sy / Sx)`` has period pi. Its difference is taken here from the cosine between the
-    gradients, which has a gradient everywhere.
+    gradients, which has a gradient everywhere. But the metric does not close the circle: two gradients that lie on
+    either side of the vertical are half a turn apart to it, so a level edge is lost if one tilts by a grey level. On a
+    pixel where the shorter way leads past the vertical, the quality is multiplied by how surely both lie on one side.
     """
     floor = 1.0  # grey levels; below it a Sobel response is rounding
     fused_x, fused_y = sobel(as_written(fused))
     strength = (fused_x**2 + fused_y**2 + floor).sqrt()
-    kept = total = fused.new_zeros(())
+    kept = total = fused.new_zeros(fused.shape[0])
     for source in (first * 255, second * 255):
         source_x, source_y = sobel(source)
         weight = (source_x**2 + source_y**2 + floor).sqrt()
@@ -166,6 +168,10 @@ def edge_transfer_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
         cosine = ((fused_x * source_x + fused_y * source_y).abs() + floor) / (strength * weight)
         angle = 1 - cosine.clamp(0, 1 - 1e-4).acos() / (torch.pi / 2)
         quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (angle - 0.8))
+        steep = (fused_y * source_y).abs() > (fused_x * source_x).abs()
+        side = torch.where(source_x * source_y < 0, -1.0, 1.0)  # to the metric, level edges lie on the positive side
+        same_side = torch.sigmoid(2 * side * (fused_x * fused_y.sign() + 0.5))  # Sobel responses are whole numbers
+        quality = torch.where(steep, quality * same_side, quality)
         weight = (weight - floor).clamp(min=0)
-        kept, total = kept + (quality * weight).sum(), total + weight.sum()
-    return 1 - kept / (total + 1)
+        kept, total = kept + (quality * weight).sum((1, 2, 3)), total + weight.sum((1, 2, 3))
+    return 1 - (kept / (total + 1)).mean()

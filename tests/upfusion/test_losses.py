@@ -61,6 +61,30 @@ def test_metric_terms_are_the_metrics(seed):
     assert 1 - losses.edge_transfer_loss(*planes).item() == pytest.approx(measured["Qabf"], abs=5e-2)
 
 
+@pytest.mark.parametrize("tilt", [1, -1])
+def test_level_edges_that_tilt_the_wrong_way_are_lost_as_in_the_metric(tilt: int):
+    """The metric's angle jumps from one quarter turn to the other where an edge is level."""
+    levels = 40 * np.arange(64)[:, None] % 200 + np.zeros((1, 64))
+    source, fused = levels.astype(np.uint8), (levels + tilt * (np.arange(64) // 2)).astype(np.uint8)
+    flat = np.zeros_like(source)
+    measured = evaluate(source, flat, fused, ["Qabf"])["Qabf"]
+    as_planes = [torch.from_numpy(image)[None, None] / 255 for image in (fused, source, flat)]
+    assert measured < 0.6  # half of the edges, though nothing is off by more than a level for every two pixels
+    assert 1 - losses.edge_transfer_loss(*as_planes).item() == pytest.approx(measured, abs=0.01)
+    # Edges that stay level are on the border of the right side, so the loss trusts them less than the metric does.
+    assert 0.65 < 1 - losses.edge_transfer_loss(as_planes[1], *as_planes[1:]).item() < 0.98
+
+
+def test_dark_images_count_as_much_as_bright_ones():
+    generator = torch.Generator().manual_seed(2)
+    bright = (255 * torch.rand(3, 1, 64, 64, generator=generator)).round() / 255
+    dark = (bright.flip(3) * 25).round() / 255
+    for term in (losses.edge_transfer_loss, losses.visual_information_loss):
+        both = term(*torch.stack([bright, dark], dim=1).unbind(0))
+        alone = [term(*planes[:, None].unbind(0)) for planes in (bright, dark)]
+        assert both.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "term",
     [
