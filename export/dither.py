@@ -37,8 +37,10 @@ class Dither(nn.Module):
 
         Heights and widths are multiples of 8.
         """
-        patterns = self.pattern.chunk(len(streams))
-        return tuple(_scaled(stream, pattern) for stream, pattern in zip(streams, patterns, strict=True))
+        share = len(self.pattern) // len(streams)  # slices, and no split: that is what exporters fold
+        return tuple(
+            _scaled(stream, self.pattern[place * share : (place + 1) * share]) for place, stream in enumerate(streams)
+        )
 
 
 def _scaled(stream: Tensor, pattern: Tensor) -> Tensor:
