@@ -14,7 +14,9 @@ stopped goes on, and ``--afresh`` forgets what the named cases have.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -180,7 +182,17 @@ def known(result: Path) -> dict[str, Any]:
 
 
 def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: dict[str, float]) -> None:
-    """Put one pair's figures into the result file."""
+    """Put one pair's figures into the result file, which other runs may be adding to."""
+    result.parent.mkdir(exist_ok=True)
+    folder = os.open(result.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _add(result, case, pair, figures, seconds)
+    finally:
+        os.close(folder)
+
+
+def _add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: dict[str, float]) -> None:
     record = known(result)
     entry = record.setdefault(case, {"pairs": {}})
     made = circumstances("precision")
@@ -193,7 +205,6 @@ def add(result: Path, case: str, pair: str, figures: dict[str, Any], seconds: di
         "cpu_seconds": seconds,
     }
     entry["pairs"][pair] = figures
-    result.parent.mkdir(exist_ok=True)
     write_record(record, result)
 
 

@@ -13,7 +13,12 @@ from upfusion.runtime.images import finish
 BLACK = 0.06
 """Keeps the loss of an example that is black all over finite, and small."""
 DARK = 0.12
-"""Where one image of a pair is darker than this on average, the maximum is the example."""
+"""A pair of which one image is darker than this on average counts as dark."""
+
+
+def are_dark(first: Tensor, second: Tensor) -> Tensor:
+    """Return which pairs of (B, 1, H, W) images in 0..1 are dark, (B,) booleans: by night, or thermal images by day."""
+    return torch.minimum(first.mean((1, 2, 3)), second.mean((1, 2, 3))) < DARK
 
 
 def example_loss(fused: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -48,7 +53,7 @@ def _example(first: Tensor, second: Tensor) -> Tensor:
     """Return the example of one pair, (1, 1, H, W)."""
     images = [finish(plane[0, 0].cpu().numpy(), *plane.shape[2:]) for plane in (first, second)]
     brightest = _plane(maximum(*images), like=first)
-    if min(first.mean(), second.mean()) < DARK:
+    if are_dark(first, second):
         return brightest
     detailed = _plane(guided_filter(*images), like=first)
     lost = [float(edge_transfer_loss(fusion, first, second)) for fusion in (brightest, detailed)]

@@ -16,6 +16,8 @@ class Recipe:
 
     terms: tuple[tuple[str, float], ...]
     """Names of ``upfusion.train.objective.TERMS`` with their weights."""
+    dark_terms: tuple[tuple[str, float], ...] = ()
+    """The same for pairs of which one image is dark (``upfusion.train.examples``); none: they are no exception."""
     visible_plane: Literal["mean", "luma"]
     """What the loss compares with: the plain mean of R, G, B, or luma as the network itself reduces colour."""
     learning_rate: float
@@ -129,7 +131,16 @@ RECIPES: dict[str, Recipe] = {
             ("gradient", 1.0),
             ("metric ssim", 18.0),
             ("visual information", 5.0),
-            ("edge transfer", 24.0),
+            ("edge transfer", 28.0),
+            ("phase transfer", 14.0),
+        ),
+        # SSIM with constants of a range of 2 and VIF are all but decided by noise where an image is dark.
+        dark_terms=(
+            ("example", 16.0),
+            ("gradient", 1.0),
+            ("metric ssim", 10.0),
+            ("visual information", 1.0),
+            ("edge transfer", 60.0),
             ("phase transfer", 14.0),
         ),
         learning_rate=6e-4,
