@@ -35,6 +35,7 @@ from upfusion.train.ranking import Ranking, set_ranking
 from upfusion.train.recipes import Recipe
 from upfusion.train.schedule import learning_rate
 from upfusion.train.state import FILE, RunState, update_average
+from upfusion.train.steady_order import make_order_steady
 from upfusion.train.validation import validate
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ WEIGHTS = "model.safetensors"
 BEST = "best.safetensors"
 NOISE_STREAM = 1 << 32
 """Keeps the seeds of a step's noise apart from the seed of the starting weights."""
+
+ORDER_CROPS = 32
+"""How many of a run's first crops a steady order is taken from."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -147,6 +151,8 @@ class Trainer:
         if options.resume and not saved:
             raise InputError(f"{options.output} holds no run to resume", "start it without --resume")
         network = self._built(start).to(processes.device)
+        if recipe.steady_order and options.ranking == "fixed" and not options.resume:
+            make_order_steady(network, (crops.batch(k, 1) for k in range(ORDER_CROPS)), torch.from_numpy(text.features))
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=recipe.betas)
         self.state = RunState(

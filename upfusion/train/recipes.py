@@ -36,8 +36,7 @@ class Recipe:
     darken: float = 0.0
     """Share of the crops whose first image is darkened (gamma 0.8 to 2.5, gain 0.4 to 1), to imitate night."""
     dim: float = 0.0
-    """Share of the images, first and second each by itself, that keep a tenth to six tenths of their range, with noise:
-    night, and thermal images of little contrast."""
+    """Share of the crops of which one image or both are dimmed (``upfusion.train.exposure.dark_pair``)."""
     swap: float = 0.0
     """Share of the crops whose two images change places (colour becomes luma). Where the target is symmetric in
     the two, this keeps a run from settling for one modality."""
@@ -49,6 +48,9 @@ class Recipe:
     """Decay per step of the average of the weights that is validated and saved."""
     initialisation: Literal["default", "ready to copy"]
     """``upfusion.train.initialisation`` describes the second."""
+    steady_order: bool = False
+    """Whether a run begins by giving the perturbations one channel order for all images, the mean of those that the
+    start weights have (``upfusion.train.steady_order``). Not where the ranking learns."""
     trunk_noise: bool
     """Whether the ConvNeXt trunk drops paths during training, so that the pruning's order is partly random."""
 
@@ -147,8 +149,9 @@ RECIPES: dict[str, Recipe] = {
         final_learning_rate=5e-6,
         warmup_steps=0,
         darken=0.15,
-        dim=0.5,
+        dim=0.7,
         ema=0.998,
+        steady_order=True,
     ),
 }
 

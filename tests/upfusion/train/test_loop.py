@@ -64,6 +64,16 @@ def test_stopped_and_resumed_equals_uninterrupted(micro, pairs, tmp_path, name):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+def test_a_steady_order_is_made_where_the_ranking_does_not_learn(micro, pairs, tmp_path):
+    def squeezes(name, **options):
+        network = trainer(pairs, tmp_path / name, small("refine", steady_order=name != "plain"), **options).trained
+        return [module.squeeze[0].weight for module in network.perturbations]
+
+    plain, steady, learning = squeezes("plain"), squeezes("steady"), squeezes("own", ranking="straight-through")
+    assert all(not torch.equal(one, two) for one, two in zip(plain, steady, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(plain, learning, strict=True))
+
+
 def test_a_signal_saves_and_stops(micro, pairs, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run = trainer(pairs, tmp_path / "run", small("paper"))
