@@ -16,6 +16,7 @@ from torch import Tensor
 from upfusion.runtime.errors import InputError
 from upfusion.runtime.images import LUMA, Image, prepare
 from upfusion.runtime.pairs import Pair, read_pair
+from upfusion.train.exposure import dark_pair, darkened
 from upfusion.train.recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -129,9 +130,8 @@ class Crops:
                     visible, infrared = np.flip(visible, axis), np.flip(infrared, axis)
         if random.random() < self._recipe.darken:
             visible = darkened(visible, random)
-        visible, infrared = (
-            dimmed(plane, random) if random.random() < self._recipe.dim else plane for plane in (visible, infrared)
-        )
+        if random.random() < self._recipe.dim:
+            visible, infrared = dark_pair(visible, infrared, random)
         if random.random() < self._recipe.swap:
             visible, infrared = swapped(visible, infrared)
         return np.ascontiguousarray(visible), np.ascontiguousarray(infrared)
@@ -166,30 +166,3 @@ def enlarged(image: Image, size: int) -> Image:
         return image
     padded: Image = np.pad(image, short + [(0, 0)] * (image.ndim - 2))  # type: ignore[assignment]
     return padded
-
-
-def darkened(visible: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """Return the image with a random gamma of 0.8 to 2.5 and gain of 0.4 to 1, rounded to 8 bit as a camera would."""
-    return _in_8_bit(255 * (visible ** random.uniform(0.8, 2.5) * random.uniform(0.4, 1.0)))
-
-
-def dimmed(image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """Return the image with a tenth to six tenths of its range, a gamma of 0.8 to 2, and most often noise, in 8 bit.
-
-    A night image and a thermal image of an even scene have few levels. There one level more or less is a contour gained
-    or lost, which crops of full range do not teach.
-
-    Args:
-        image: (C, S, S) in 0..1; the noise, of up to 2.5 levels, is the same in all channels.
-        random: decides everything.
-    """
-    gain = np.exp(random.uniform(np.log(0.1), np.log(0.6)))
-    levels = 255 * gain * image ** random.uniform(0.8, 2.0)
-    if random.random() < 0.6:
-        levels = levels + random.normal(0, random.uniform(0.3, 2.5), image.shape[1:])
-    return _in_8_bit(levels)
-
-
-def _in_8_bit(levels: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return grey levels rounded to whole ones, in 0..1."""
-    return (np.rint(levels).clip(0, 255) / 255).astype(np.float32)
