@@ -138,12 +138,11 @@ RECIPES: dict[str, Recipe] = {
         ),
         # SSIM with constants of a range of 2 and VIF are all but decided by noise where an image is dark.
         dark_terms=(
-            ("example", 16.0),
+            ("example", 24.0),
             ("gradient", 1.0),
-            ("metric ssim", 10.0),
-            ("visual information", 1.0),
+            ("metric ssim", 1.0),
             ("edge transfer", 60.0),
-            ("phase transfer", 14.0),
+            ("phase transfer", 5.0),
         ),
         learning_rate=6e-4,
         final_learning_rate=5e-6,
