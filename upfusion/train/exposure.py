@@ -6,14 +6,12 @@ All functions take planes (C, S, S) in 0..1 and a generator that decides everyth
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Planes = NDArray[np.float32]
-Levels = NDArray[np.floating]
+Levels = NDArray[np.float64]
 
 
 def darkened(image: Planes, random: np.random.Generator) -> Planes:
@@ -30,8 +28,7 @@ def dimmed(image: Planes, random: np.random.Generator) -> Planes:
     """
     levels = 255 * _underexposed(image ** random.uniform(0.8, 1.6), random) + random.uniform(0, 5)
     if random.random() < 0.3:
-        sigma = random.uniform(0.5, 1.3)
-        levels = _each(levels, lambda plane: cv2.GaussianBlur(plane, (0, 0), sigma))
+        levels = _blurred(levels, random.uniform(0.5, 1.3))
     levels = levels + _noise(image.shape[1:], random)
     if random.random() < 0.3:
         levels = _compressed(levels, random)
@@ -80,7 +77,7 @@ def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Levels:
     if random.random() < 0.7:
         noise = random.normal(0, random.uniform(0.2, 1.0), shape)
         if random.random() < 0.4:
-            noise = 1.7 * cv2.GaussianBlur(noise, (0, 0), random.uniform(0.5, 1.0))
+            noise = 1.7 * _blurred(noise[None], random.uniform(0.5, 1.0))[0]
     if random.random() < 0.3:
         noise = noise + random.normal(0, random.uniform(0.2, 0.7), (shape[0], 1))
     return noise
@@ -93,13 +90,13 @@ def _compressed(levels: Levels, random: np.random.Generator) -> Levels:
     framed = np.pad(levels, ((0, 0), (down, 0), (right, 0)), mode="edge")
     stored = np.ascontiguousarray(np.rint(framed).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)[:, :, ::-1])
     _, file = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    read = cv2.imdecode(file, cv2.IMREAD_UNCHANGED).reshape(stored.shape)
-    return read[down:, right:, ::-1].transpose(2, 0, 1).astype(np.float32)
+    read = np.asarray(cv2.imdecode(file, cv2.IMREAD_UNCHANGED), np.float64).reshape(stored.shape)
+    return read[down:, right:, ::-1].transpose(2, 0, 1)
 
 
-def _each(planes: Levels, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Levels:
-    return np.stack([function(plane.astype(np.float32)) for plane in planes])
+def _blurred(planes: Levels, sigma: float) -> Levels:
+    return np.stack([np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float64) for plane in planes])
 
 
-def _whole(levels: Levels) -> Planes:
+def _whole(levels: NDArray[np.floating]) -> Planes:
     return (np.rint(levels).clip(0, 255) / 255).astype(np.float32)
