@@ -36,7 +36,10 @@ def dimmed(image: Planes, random: np.random.Generator) -> Planes:
 
 
 def dark_pair(visible: Planes, infrared: Planes, random: np.random.Generator) -> tuple[Planes, Planes]:
-    """Return a pair (3, S, S) and (1, S, S) of which one image is dimmed or both: a night, a cold day, fog."""
+    """Return a pair (3, S, S) and (1, S, S) of which one image is dimmed or both.
+
+    Both (a night) in 55 % of the pairs, the second alone (a day, thermal images of little contrast) in 35 %.
+    """
     kind = random.random()
     if kind < 0.9:
         infrared = dimmed(infrared, random)

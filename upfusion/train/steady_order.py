@@ -39,12 +39,11 @@ def make_order_steady(network: FusionNetwork, batches: Iterable[tuple[Tensor, Te
     """
     # An ablated perturbation has nothing to rank with.
     ranking = [module for module in network.perturbations if hasattr(module, "squeeze")]
-    means: list[list[Tensor]] = [[] for _ in ranking]
-    logits: list[list[Tensor]] = [[] for _ in ranking]
-    handles = []
-    for level, module in enumerate(ranking):
-        handles.append(module.squeeze.register_forward_pre_hook(lambda _, args, at=means[level]: at.append(args[0])))
-        handles.append(module.squeeze.register_forward_hook(lambda _, __, out, at=logits[level]: at.append(out)))
+    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in ranking]  # means and logits of each batch
+    handles = [
+        module.squeeze.register_forward_hook(lambda _, args, out, at=at: at.append((args[0], out)))
+        for module, at in zip(ranking, seen, strict=True)
+    ]
     training, device = network.training, next(network.parameters()).device
     try:
         network.eval()
@@ -54,8 +53,9 @@ def make_order_steady(network: FusionNetwork, batches: Iterable[tuple[Tensor, Te
         network.train(training)
         for handle in handles:
             handle.remove()
-    for level, module in enumerate(ranking):
-        _settle(module, torch.cat(means[level]), torch.cat(logits[level]))
+    for module, at in zip(ranking, seen, strict=True):
+        means, logits = map(torch.cat, zip(*at, strict=True))
+        _settle(module, means, logits)
 
 
 def _settle(module: ChannelPerturbation, means: Tensor, logits: Tensor) -> None:
