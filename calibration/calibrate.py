@@ -18,6 +18,7 @@ from upfusion.calibration.observers import (
     SquareSumObserver,
     watching,
 )
+from upfusion.calibration.windows import typical_window
 from upfusion.checkpoint import Checkpoint
 from upfusion.model.decisions import recording
 from upfusion.model.margins import order_margins, recording_values
@@ -144,11 +145,9 @@ def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def _sampled(pair: Pair) -> Sample:
-    """Return the centre of a pair, whole if it is smaller; 16-bit images lose their lower byte."""
-    images = []
-    for image in read_pair(pair):
-        height, width = image.shape[:2]
-        top, left = max(0, height - SAMPLE_SIZE[0]) // 2, max(0, width - SAMPLE_SIZE[1]) // 2
-        part = image[top : top + SAMPLE_SIZE[0], left : left + SAMPLE_SIZE[1]]
-        images.append((part >> 8 if part.dtype == np.uint16 else part).astype(np.uint8))
-    return Sample.of(pair.name, images[0], images[1])
+    """Return the most typical window of a pair, whole if it is smaller; 16-bit images lose their lower byte."""
+    images = read_pair(pair)
+    rows, columns = typical_window(images, SAMPLE_SIZE)
+    parts = [np.ascontiguousarray(image[rows, columns]) for image in images]
+    narrow = [(part >> 8 if part.dtype == np.uint16 else part).astype(np.uint8) for part in parts]
+    return Sample.of(pair.name, narrow[0], narrow[1])

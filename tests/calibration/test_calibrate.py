@@ -13,6 +13,7 @@ from rich.console import Console
 from upfusion.calibration.calibrate import calibrate
 from upfusion.calibration.observers import OrderObserver
 from upfusion.calibration.table import decision_table, range_table, sum_table
+from upfusion.calibration.windows import typical_window
 from upfusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from upfusion.config import ModelConfig
 from upfusion.model import FusionNetwork
@@ -134,8 +135,9 @@ def test_samples_are_crops_of_the_pairs(calibration: Calibration, pairs: list[Pa
     visible, infrared = calibration.samples[2].images()
     assert visible.shape == (*SAMPLE_SIZE, 3)
     whole = read_pair(pairs[2])
-    assert np.array_equal(visible, whole[0][12:108, 16:144])
-    assert np.array_equal(infrared, whole[1][12:108, 16:144])
+    window = typical_window(whole, SAMPLE_SIZE)
+    assert np.array_equal(visible, whole[0][window])
+    assert np.array_equal(infrared, whole[1][window])
 
 
 def test_the_file_round_trips(calibration: Calibration, tmp_path: Path):
