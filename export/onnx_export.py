@@ -25,6 +25,7 @@ from upfusion import __version__
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.accuracy.half_graph import emulate_half
 from upfusion.export.deploy import DeployNetwork, fix_text
+from upfusion.export.dither import MOST_ROWS, SIDE
 from upfusion.export.frozen_ranking import NEEDS_DECISIONS, Constants, freeze_ranking, frozen_decisions, price
 from upfusion.export.given_ranking import decision_specs, take_decisions
 from upfusion.export.image_edges import (
@@ -126,6 +127,11 @@ class ExportOptions:
             )
         if self.batch < 1:
             raise InputError(f"batch {self.batch} makes no graph", "use --batch 1 or more")
+        if self.precision == "fp16" and self.sizes.maximum[0] > MOST_ROWS * SIDE:
+            raise InputError(
+                f"an FP16 graph takes images of up to {MOST_ROWS * SIDE} rows, not {self.sizes.maximum[0]}",
+                "give a smaller --size, or leave --precision at fp32",
+            )
         low, best, high = self.sizes.minimum, self.sizes.optimum, self.sizes.maximum
         if min(low) < SIZE_MULTIPLE or any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
             raise InputError(
@@ -253,7 +259,7 @@ def half_precision(deploy: DeployNetwork, calibration: Calibration | None, contr
     else:
         report = to_half(deploy, samples_of(calibration), calibrated=True)
         notes = [f"half precision follows the calibration: {report.corrected} convolutions are fitted to its crops"]
-    notes.append("the encoders' streams are dithered by up to 2^-11, so that flat areas do not round as one")
+    notes.append("the encoders' streams are dithered by less than 2^-10, so that flat areas do not round as one")
     notes.append(f"{report.half} convolutions in half; the largest value of their maps was {report.largest:.4g}")
     if report.wide:
         notes.append("float32 where half has no room: " + ", ".join(report.wide))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from upfusion.arithmetic import LARGEST_HALF, HalfArithmetic, not_emulated
 from upfusion.checkpoint import Checkpoint
 from upfusion.export.deploy import DeployNetwork, FixedOrderPerturbation, half_convolutions, use_half_maps
+from upfusion.export.rewrites.attend_channels_last import ChannelsLastAttention
 from upfusion.export.rewrites.channels_last import ChannelsLastBlock, ChannelsLastNorm
 from upfusion.export.rounding import round_conv
 from upfusion.model import FusionNetwork
@@ -301,6 +302,7 @@ def _fit(
         return forward
 
     wanted = {name: seen.means[name] for name in sites}
+    _centre_values(deploy, sites, wanted)
     with ExitStack() as stack:
         for name, conv in sites.items():
             conv.forward = fitted(name, conv)  # type: ignore[method-assign]
@@ -312,6 +314,20 @@ def _fit(
         stack.enter_context(imposing(deploy.network, decisions))
         stack.enter_context(HalfArithmetic())
         deploy(*samples)
+
+
+def _centre_values(deploy: DeployNetwork, sites: Mapping[str, nn.Conv2d], wanted: dict[str, Tensor]) -> None:
+    """Want no means of the values where maps are largest, and have the attentions add what they make of them.
+
+    The matrix that values are multiplied with is another one in each image, and no calibration can round it: its
+    rounding error times the values' mean is a shift of the whole map, which is gone when that mean is. At smaller maps
+    it was seen to change nothing.
+    """
+    names = {conv: name for name, conv in sites.items()}
+    for attention in deploy.modules():
+        if isinstance(attention, ChannelsLastAttention) and (name := names.get(attention.value_depthwise)):
+            attention.value_means = wanted[name][None].float()
+            wanted[name] = torch.zeros_like(wanted[name])
 
 
 def _exact(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ class ChannelsLastAttention(nn.Module):
     """MDTA whose queries and keys are one map that is multiplied with itself."""
 
     outside: Tensor | None
+    value_means: Tensor | None
+    """(1, C), what was taken from the values (``upfusion.export.precision``); None if nothing was."""
 
     def __init__(self, attention: OpenAttention, band_rows: int) -> None:
         """Take over the parts; the input must be standardised (:func:`bounding_scale`).
@@ -62,6 +64,7 @@ class ChannelsLastAttention(nn.Module):
         self.query_key_product = SelfProduct(to_query_key, query_key_depthwise, band_rows)
         self.norm_value: nn.Module = nn.Identity()
         self.value_depthwise = conv_of(kernels[values], None, depthwise, len(values))
+        self.register_buffer("value_means", None)
         like = attention.temperature
         over = torch.cat([size, unit]).square().reciprocal()  # squared norms over squared temperatures
         self.floors = frozen(((NORM_FLOOR * scale) ** 2 * over)[:, None], like)
@@ -83,7 +86,7 @@ class ChannelsLastAttention(nn.Module):
         if self.outside is not None:
             logits = logits + self.outside
         value = self.value_depthwise(self.to_value(self.norm_value(x)))
-        return mix_channels(value, logits.softmax(-2) @ self.project)
+        return mix_channels(value, logits.softmax(-2) @ self.project, self.value_means)
 
 
 class QueryKeyCosines(nn.Module):
@@ -164,10 +167,11 @@ def attend_channels_last(deploy: DeployNetwork) -> RewriteReport:
     half precision it is taken of the half map: no copy is widened to float32. That is safe because cosines do not
     change when a channel is scaled: each is scaled by a power of two that bounds it (:func:`bounding_scale`), so no
     band overflows whatever the image, and the bands, each rounded once, are added in float32, where their rounding
-    averages out: cosines of 307,200 pixels keep 4e-6 in 60 bands, and 7e-5 should a compiler choose to add within a
-    band in half, which in one go would cost 0.17. The temperature t goes in likewise: its sign into the queries, its
-    size into their norms, |q| / |t|. Matrices with the bands as their only other axis are what TensorRT multiplies
-    without a transposed copy of a convolution's result, which it keeps channels-last.
+    averages out (``upfusion.export.dither`` sees to it that bands differ): cosines of 307,200 pixels keep 4e-6 in
+    60 bands, and 7e-5 should a compiler choose to add within a band in half, which in one go would cost 0.17. The
+    temperature t goes in likewise: its sign into the queries, its size into their norms, |q| / |t|. Matrices with
+    the bands as their only other axis are what TensorRT multiplies without a transposed copy of a convolution's
+    result, which it keeps channels-last.
 
     Heads, and streams that are paired, are told apart by a mask in front of the softmax: their channels are multiplied
     with each other for nothing. So this is done where maps are largest and channels few (:data:`MOST_RANKED`).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from upfusion.export.deploy import DeployNetwork
 from upfusion.export.rewrites.weights import conv_of, matrix
-from upfusion.model.layers import ChannelAttention, unit_rows
+from upfusion.model.layers import ChannelAttention, unit_rows, widen
 from upfusion.model.perturbation import SelectiveAttention
 
 Maps = tuple[Tensor, ...]
@@ -23,10 +23,15 @@ def in_two(maps: Maps, axis: int) -> Maps:
     return maps if len(maps) == 2 else maps[0].chunk(2, dim=axis)
 
 
-def mix_channels(maps: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply the channels of (B, C, H, W) at each pixel with a matrix an image, (B, C, C), read channels-last."""
+def mix_channels(maps: Tensor, matrix: Tensor, means: Tensor | None = None) -> Tensor:
+    """Multiply the channels of (B, C, H, W) at each pixel with a matrix an image, (B, C, C), read channels-last.
+
+    ``means`` (1, C) is what the maps lack at every pixel: it is multiplied with the matrix before that is rounded.
+    """
     last = maps.permute(0, 2, 3, 1)
     mixed = last.flatten(1, 2) @ matrix.to(maps.dtype)
+    if means is not None:
+        mixed = (widen(mixed) + means @ matrix).to(maps.dtype)
     return mixed.reshape(last.shape).permute(0, 3, 1, 2)
 
 

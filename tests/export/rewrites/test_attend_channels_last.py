@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from upfusion.arithmetic import HalfArithmetic
 from upfusion.export.deploy import use_half_maps
 from upfusion.export.rewrites import apply_rewrites
 from upfusion.export.rewrites.attend_channels_last import ChannelsLastAttention, attend_channels_last, bounding_scale
+from upfusion.export.rewrites.open_attention import mix_channels
 
 NEEDS = ("normalize_gram", "merge_attention_output", "fold_norm_scale", "split_gate")
 
@@ -32,6 +34,32 @@ def test_takes_any_temperature(deploy, expected, temperature):
     assert attend_channels_last(deploy).rewritten
     got = deploy(visible, infrared)
     assert (got - wanted).abs().max() < 1e-10 * wanted.abs().max()
+
+
+def test_values_without_their_means_give_the_same_result(deploy):
+    apply_rewrites(deploy, [*NEEDS, "attend_channels_last"])
+    block = deploy.network.refinement[0]
+    x = block.norm_attention(torch.randn(2, 32, 16, 24).double())
+    wanted = block.attention(x)
+    means = torch.randn(1, 32).double()
+    block.attention.value_means = means
+    block.attention.value_depthwise.bias = nn.Parameter(-means[0], requires_grad=False)
+    assert (block.attention(x) - wanted).abs().max() < 1e-10 * wanted.abs().max()
+
+
+def test_a_mean_that_passes_by_the_half_matrix_is_kept():
+    """The rounding error of the matrix meets what values have in common at all pixels, and shifts the result."""
+    generator = torch.Generator().manual_seed(0)
+    means = 3 + torch.rand(1, 24, generator=generator)
+    varying = 0.1 * torch.randn(1, 24, 32, 32, generator=generator)
+    matrix = torch.randn(1, 24, 24, generator=generator)
+    wanted = mix_channels(varying + means[..., None, None], matrix).mean((2, 3))
+    with HalfArithmetic():
+        shifted = mix_channels((varying + means[..., None, None]).half(), matrix)
+        kept = mix_channels(varying.half(), matrix, means)
+    assert kept.dtype == torch.float16
+    errors = [(got.float().mean((2, 3)) - wanted).square().mean().sqrt() for got in (kept, shifted)]
+    assert errors[0] < errors[1] / 4
 
 
 def test_does_nothing_without_its_needs(deploy):
