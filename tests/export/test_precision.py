@@ -28,6 +28,7 @@ from upfusion.export.frozen_ranking import freeze_ranking, frozen_decisions
 from upfusion.export.onnx_export import ExportOptions, export_onnx
 from upfusion.export.precision import channel_means, fold_scales, mean_response, samples_of, to_half
 from upfusion.export.rewrites import DEFAULTS, apply_rewrites
+from upfusion.export.rewrites.attend_channels_last import ChannelsLastAttention
 from upfusion.model import FusionNetwork
 from upfusion.model.decisions import imposing
 from upfusion.model.layers import ChannelAttention, GatedFeedForward
@@ -219,6 +220,25 @@ def test_fitted_biases_take_the_shift_away(
     assert (centred - wanted).norm() < 0.4 * (rounded - wanted).norm()
 
 
+def test_values_are_fitted_to_have_no_means(small_checkpoint: Checkpoint, calibration: Calibration):
+    planes = samples_of(calibration)
+    form = deployed(small_checkpoint)
+    apply_rewrites(form, DEFAULTS["tensorrt"])
+    with torch.no_grad():
+        _, decisions = form.with_decisions(*planes)
+    to_half(form, planes, calibrated=True)
+    attentions = [module for module in form.modules() if isinstance(module, ChannelsLastAttention)]
+    means: list[Tensor] = []
+    for attention in attentions:
+        attention.value_depthwise.register_forward_hook(lambda module, args, out: means.append(channel_means(out)))
+    with torch.no_grad(), imposing(form.network, decisions), HalfArithmetic():
+        form(*planes)
+    assert len(means) == len(attentions) > 0
+    for attention, left in zip(attentions, means, strict=True):
+        assert attention.value_means is not None
+        assert left.norm() < 0.05 * attention.value_means.norm()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 7), (6, 4)], ids=str)
 @pytest.mark.parametrize(("kernel", "groups"), [(1, 1), (1, 2), (3, 1), (3, 4)])
 def test_the_mean_of_a_response_needs_no_response(size: tuple[int, int], kernel: int, groups: int):
@@ -394,6 +414,13 @@ def test_without_a_calibration_the_manifest_says_so(exported: Callable[[ExportOp
     manifest = read_manifest(exported(ExportOptions(sizes=FIXED, precision="fp16")))
     assert any("without a calibration" in note for note in manifest.notes)
     assert manifest.calibration == {}
+
+
+def test_a_half_graph_has_no_more_rows_than_its_dither():
+    tall = SizeRange(minimum=(64, 64), optimum=(64, 64), maximum=(8200, 64))
+    with pytest.raises(InputError, match="up to 8192 rows, not 8200"):
+        ExportOptions(precision="fp16", sizes=tall)
+    assert ExportOptions(precision="fp32", sizes=tall).sizes == tall
 
 
 def test_foreign_calibrations_and_checkpoints_are_refused(
