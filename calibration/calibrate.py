@@ -146,8 +146,10 @@ def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 def _sampled(pair: Pair) -> Sample:
     """Return the most typical window of a pair, whole if it is smaller; 16-bit images lose their lower byte."""
-    images = read_pair(pair)
-    rows, columns = typical_window(images, SAMPLE_SIZE)
-    parts = [np.ascontiguousarray(image[rows, columns]) for image in images]
-    narrow = [(part >> 8 if part.dtype == np.uint16 else part).astype(np.uint8) for part in parts]
-    return Sample.of(pair.name, narrow[0], narrow[1])
+    whole = read_pair(pair)
+    window = typical_window(whole, SAMPLE_SIZE)
+    images = []
+    for image in whole:
+        part = image[window]
+        images.append((part >> 8 if part.dtype == np.uint16 else part).astype(np.uint8))
+    return Sample.of(pair.name, images[0], images[1])
