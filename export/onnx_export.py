@@ -39,6 +39,7 @@ from upfusion.export.image_edges import (
     largest_edge_error,
 )
 from upfusion.export.precision import check_calibration, fold_scales, samples_of, to_half
+from upfusion.export.recolouring import with_recoloured
 from upfusion.export.rewrites import DEFAULTS, Target, apply_rewrites
 from upfusion.export.simplify import simplify
 from upfusion.model.decisions import decision_points, imposing, recording
@@ -257,8 +258,11 @@ def half_precision(deploy: DeployNetwork, calibration: Calibration | None, contr
             "nearest; calibrate on real pairs (upfusion calibrate)"
         ]
     else:
-        report = to_half(deploy, samples_of(calibration), calibrated=True)
-        notes = [f"half precision follows the calibration: {report.corrected} convolutions are fitted to its crops"]
+        report = to_half(deploy, with_recoloured(*samples_of(calibration)), calibrated=True)
+        notes = [
+            f"half precision follows the calibration: {report.corrected} convolutions are fitted to its crops, "
+            "as they are and recoloured"
+        ]
     notes.append("the encoders' streams are dithered by less than 2^-10, so that flat areas do not round as one")
     notes.append(f"{report.half} convolutions in half; the largest value of their maps was {report.largest:.4g}")
     if report.wide:

@@ -140,9 +140,9 @@ def to_half(deploy: DeployNetwork, samples: Samples, *, calibrated: bool) -> Hal
 
     Args:
         deploy: any form that ``use_half_maps`` takes, in float32; changed in place.
-        samples: real crops of a calibration, or synthetic images without one.
-        calibrated: whether the samples are real; if not, the ranges get more headroom, weights are rounded to nearest
-            and no bias is fitted.
+        samples: crops of a calibration (real, recoloured), or synthetic images without one.
+        calibrated: whether the samples are of real pairs; if not, the ranges get more headroom, weights are rounded to
+            nearest and no bias is fitted.
     """
     sites = half_convolutions(deploy)
     blocks = {name: module for name, module in deploy.named_modules() if isinstance(module, BLOCKS)}
