@@ -1,7 +1,7 @@
 """FP16 with and without a calibration against FP32: numerics, decisions, both together, beside TF32's flips.
 
 python -m benchmarks.precision [--cases shipped full full-ranks] [--size whole | 128x160] [--pairs 3 | all]
-    [--data msrs ...] [--stress 480x640 ...] [--forms calibrated]
+    [--data msrs ...] [--stress 480x640 ...] [--forms calibrated] [--also "gfp_pc 001" ...]
 
 ``full``, ``full-ranks``, ``reduced`` and ``reduced-ranks`` are the golden recipes of ../shared; ``shipped`` are the
 tiny weights of this package. Measured on test pairs of ../shared/data, whole or their centres. The graphs are the
@@ -131,12 +131,15 @@ def figures(pair: PairAccuracy, backend: EmulatedBackend) -> dict[str, Any]:
 class Case:
     """One network, exported in every form."""
 
-    def __init__(self, name: str, size: tuple[int, int] | None, forms: Sequence[str], folder: Path) -> None:
-        """Calibrate and export."""
+    def __init__(
+        self, name: str, size: tuple[int, int] | None, forms: Sequence[str], also: Sequence[Pair], folder: Path
+    ) -> None:
+        """Calibrate, on the pairs of ``also``, too, and export."""
         self.checkpoint = load_checkpoint(TINY) if name == "shipped" else golden_checkpoint(name, folder)
         assert self.checkpoint.text is not None
         self.reference = Reference(fix_text(self.checkpoint.model, self.checkpoint.text)[0])
         real = [pair for member, count in CALIBRATION_SETS.items() for pair in pairs_of(member, "train", count)]
+        real += also
         start = time.process_time()
         saved = folder / "calibration.json"
         calibrate(self.checkpoint, None, cropped(real, size, folder / "train"), size or (480, 640)).write(saved)
@@ -215,11 +218,12 @@ def measure_case(
     key: str,
     pairs: Sequence[Pair],
     size: tuple[int, int] | None,
+    also: Sequence[Pair],
     arguments: argparse.Namespace,
     folder: Path,
 ) -> None:
     """Export one network, and add its figures on each pair to the result file; nothing of it stays in memory."""
-    case = Case(name, size, arguments.forms, folder)
+    case = Case(name, size, arguments.forms, also, folder)
     for pair in cropped(pairs, size, folder / "test"):
         found = case.measured(pair)
         add(arguments.result, key, pair.name, found, case.seconds)
@@ -244,15 +248,20 @@ def main() -> None:
     parser.add_argument("--afresh", action="store_true", help="measure again what the result file has of these cases")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--data", nargs="*", choices=SETS, default=["msrs", "roadscene", "harvard/pet_mri"])
+    parser.add_argument("--also", nargs="*", default=[], metavar="PAIR", help="test pairs to calibrate on besides")
     arguments = parser.parse_args()
     size = None if arguments.size == "whole" else parse_size(arguments.size)
     count = None if arguments.pairs == "all" else int(arguments.pairs)
     pairs = [pair for name in arguments.data for pair in pairs_of(name, "test", count)]
+    also = [pair for pair in pairs if pair.name in arguments.also]
+    if missing := set(arguments.also) - {pair.name for pair in also}:
+        parser.error(f"--also: {', '.join(sorted(missing))} is no pair of --data {' '.join(arguments.data)}")
+    pairs = [pair for pair in pairs if pair not in also]
     drawn = tempfile.TemporaryDirectory()
     for sides in arguments.stress:
         pairs += stress_pairs(Path(drawn.name) / sides, parse_size(sides))
     for name in arguments.cases:
-        key = f"{name} {arguments.size}"
+        key = " ".join([name, arguments.size, *(f"+ {pair.name}" for pair in also)])
         if arguments.afresh:
             write_record(
                 {other: entry for other, entry in known(arguments.result).items() if other != key}, arguments.result
@@ -261,7 +270,8 @@ def main() -> None:
         if all(pair.name in done for pair in pairs):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            measure_case(name, key, [pair for pair in pairs if pair.name not in done], size, arguments, Path(folder))
+            left = [pair for pair in pairs if pair.name not in done]
+            measure_case(name, key, left, size, also, arguments, Path(folder))
 
 
 if __name__ == "__main__":
