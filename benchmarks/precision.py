@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -59,7 +59,7 @@ CALIBRATION_SETS = {"roadscene": 3, "llvip": 3, "harvard/pet_mri": 1, "harvard/c
 """How many training pairs of each set: eight, as many as a calibration keeps crops of."""
 
 
-def pairs_of(name: str, split: str, count: int | None) -> list[Pair]:
+def pairs_of(name: str, split: Literal["train", "test"], count: int | None) -> list[Pair]:
     """Return evenly spaced pairs of one data set's split, or all of them, named after the set."""
     found = select_pairs(SHARED / "data" / name, split).pairs
     places = np.unique(np.linspace(0, len(found) - 1, count or len(found)).round().astype(int))
