@@ -6,11 +6,12 @@ python -m benchmarks.precision [--cases shipped full full-ranks] [--size whole |
 ``full``, ``full-ranks``, ``reduced`` and ``reduced-ranks`` are the golden recipes of ../shared; ``shipped`` are the
 tiny weights of this package. Measured on test pairs of ../shared/data, whole or their centres. The graphs are the
 exporter's own; half precision is emulated edge by edge on the CPU (``export/accuracy/half_graph.py``), not run on a
-GPU. The calibration uses RoadScene, LLVIP and Harvard training pairs, none of them in a test set. Each pair is added to
-benchmarks/results/precision.json when it is done; what is there already is not measured again, so a run that was
-stopped goes on, and ``--afresh`` forgets what the named cases have. Several runs may add to one result file. A run on
-one core is 1.5 times as fast with ``OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive taskset -c 0`` in front as with one
-thread: from two threads on PyTorch takes oneDNN for pointwise convolutions.
+GPU. The calibration uses RoadScene, LLVIP and Harvard training pairs, none of them in a test set. ``--also`` names
+test pairs of ``--data`` that join it and are not measured then: GFP and phase contrast have no training pairs. Each
+pair is added to benchmarks/results/precision.json when it is done; what is there already is not measured again, so a
+run that was stopped goes on, and ``--afresh`` forgets what the named cases have. Several runs may add to one result
+file. A run on one core is 1.5 times as fast with ``OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive taskset -c 0`` in front as
+with one thread: from two threads on PyTorch takes oneDNN for pointwise convolutions.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ class Case:
         self.checkpoint = load_checkpoint(TINY) if name == "shipped" else golden_checkpoint(name, folder)
         assert self.checkpoint.text is not None
         self.reference = Reference(fix_text(self.checkpoint.model, self.checkpoint.text)[0])
-        real = [pair for member, count in CALIBRATION_SETS.items() for pair in pairs_of(member, "train", count)]
-        real += also
+        usual = [pair for member, count in CALIBRATION_SETS.items() for pair in pairs_of(member, "train", count)]
+        real = [*usual, *also]
         start = time.process_time()
         saved = folder / "calibration.json"
         calibrate(self.checkpoint, None, cropped(real, size, folder / "train"), size or (480, 640)).write(saved)

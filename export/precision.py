@@ -9,8 +9,8 @@
   every layer's channel means, in half, those of float32 (:func:`to_half`): weights are rounded once and for all, so
   their error is no noise that averages out over the pixels but a shift of the whole map.
 
-The measurements run on the calibration's sample crops and on whatever form the rewrites have made: layers are found
-as modules, not by the names of the trained network.
+The measurements run on the calibration's sample crops, as they are and recoloured, and on whatever form the rewrites
+have made: layers are found as modules, not by the names of the trained network.
 """
 
 from __future__ import annotations

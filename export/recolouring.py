@@ -14,9 +14,9 @@ def with_recoloured(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
     One network fuses modalities that look nothing alike, and a calibration may have met only some of them. Weights
     that are rounded for the colours of a few crops (``upfusion.export.rounding``) fit only those: after infrared, PET
-    and CT, a pair of fluorescence and phase contrast came out 1.3 levels too bright, and 0.2 too dark with these crops
-    besides. The first image's channels are scaled by shares of their own, so that it takes any tint; the second is
-    inverted in every other crop and bent by a power in the rest.
+    and CT, a pair of fluorescence and phase contrast came out 1.2 levels too bright (42.0 dB), with these crops besides
+    0.1 too dark (52.5 dB; benchmarks/precision.py, 2026-12-01). The first image's channels are scaled by shares of
+    their own, so that it takes any tint; the second is inverted in every other crop and bent by a power in the rest.
 
     Args:
         first: (B, 3, H, W) in [0, 1].
